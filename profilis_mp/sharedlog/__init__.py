@@ -1,0 +1,1 @@
+"""The multi-process log: bytes in, rotating segments out. Knows nothing of events."""

@@ -1,0 +1,101 @@
+"""The commit protocol: how bytes go from a spool into the active segment exactly once, whoever dies when.
+
+Assumptions: stores of one word are atomic; a process can be killed between any two of them and at any byte of a
+write; what it stored before stays (the kernel holds the pages, not the process). Caller holds the directory lock.
+
+One flush, for any spool, one's own or another's:
+
+    1  finish the flush that ``intent`` names, if any          Stream.acquire
+    2  rotate if size or age ask for it; cut the batch         next_batch
+    3  flush_to = head + n; expected_end = committed + n; intent = spool id
+    4  append the batch to the active segment
+    5  committed = expected_end                                the commit
+    6  head = flush_to; intent = 0
+    7  the owner, when its spool is empty: tail = 0; head = 0  Spool.reset
+
+What can go wrong, and what then:
+
+* killed in 3: intent is stored last, so it never names a spool whose positions are not those of this flush;
+* killed in 4: the segment holds the first ``size - committed`` bytes of the batch, and whoever comes next adds the rest;
+* killed between 5 and 6: ``committed == expected_end`` says so, and only step 6 is repeated;
+* disk full in 4: as killed in 4, by the next flush that finds space;
+* the segment was deleted, moved or cut meanwhile: nothing of the batch counts, so ``intent = 0`` gives it up, and the
+  next flush takes the same bytes to the next generation. (Opening that here, with the flush still in progress, would
+  leave ``expected_end`` of one segment beside ``committed`` of another; a death in between then flushes twice.)
+
+Steps 2 and 7 need step 1 as much as 3 does: a reset behind an unfinished step 6 would let that move ``head`` over
+records emitted since.
+
+The explicit-state model in ``tests/model`` explores all of this, and fails when two steps are swapped.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from profilis_mp.sharedlog.spool import Spool
+    from profilis_mp.sharedlog.stream import Stream
+
+__all__ = ["finish", "flush"]
+
+
+def flush(stream: Stream, spool: Spool) -> int:
+    """Flush everything that ``spool`` holds, batch by batch, each batch whole in one segment.
+
+    Returns:
+        The number of bytes flushed, frames included.
+
+    Raises:
+        OSError: ENOSPC, EIO, EMFILE … What was not flushed is still in the spool, and an interrupted batch will be
+            finished byte-exact by the next flush of anybody.
+    """
+    flushed = 0
+    while spool.unflushed:
+        start = spool.head
+        _begin(stream, spool)
+        finish(stream, spool)
+        flushed += spool.head - start
+    return flushed
+
+
+def _begin(stream: Stream, spool: Spool) -> None:
+    """Steps 2 and 3. Caller has seen that no flush is in progress and that the spool holds bytes."""
+    control = stream.control
+    rotate_bytes = stream.settings.rotate_bytes
+    frame = spool.frame_bytes
+    stream.active()
+    end = spool.next_batch_end(rotate_bytes - control.committed)
+    if control.committed and control.committed + end - frame - spool.head > rotate_bytes:
+        stream.open_next()
+        end = spool.next_batch_end(rotate_bytes)
+    spool.flush_to = end
+    spool.expected_end = control.committed + end - frame - spool.head
+    # I2: intent last. Who finds it set may trust flush_to and expected_end.
+    control.intent = spool.id
+
+
+def finish(stream: Stream, spool: Spool) -> None:
+    """Steps 4 to 6, from wherever they were interrupted, or giving the flush up when its segment is not there any more.
+
+    Caller has seen that ``control.intent`` is this spool's id.
+
+    Raises:
+        OSError: As for :func:`flush`; the flush is still in progress.
+    """
+    control = stream.control
+    if control.committed != spool.expected_end:
+        batch = spool.batch
+        segment = stream.current()
+        size = segment.size_in_place() if segment is not None else None
+        done = -1 if size is None else size - control.committed
+        if segment is None or done < 0 or (done and not segment.holds(batch[:done], control.committed)):
+            control.intent = 0
+            return
+        segment.append(batch[done:])
+        stream.appended(segment)
+        # I1: the commit. Before it the batch is the spool's, after it the segment's; never both, never neither.
+        control.committed = spool.expected_end
+    # I4: head before intent. The other way round, a death in between would flush the batch again.
+    spool.head = spool.flush_to
+    control.intent = 0

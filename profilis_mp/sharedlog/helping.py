@@ -1,0 +1,264 @@
+"""Whose events are still in a spool, and how do they get out when their process sleeps, hangs or is dead?
+
+``head`` moves only under the directory lock and ``tail`` is one word, so whoever holds the lock can flush any spool.
+:class:`Helping` does that for all spools of a stream; :class:`Helper` does it again and again in a daemon thread.
+
+One helper, the leader (it holds ``janitor.lock``), ticks once per flush_interval. The others are candidates: they look
+at the heartbeat every half interval, tick themselves when it is more than 1.25 intervals old, and take the leader's
+place once its lock is free. So a leader that is stopped or stuck in C code costs nothing: an event is in its segment
+within 1.75 intervals as long as any process of the stream can run. Two tickers at once are harmless, each flush is
+under the directory lock; leadership only saves the work of doing it twice.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from profilis_mp import diagnostics
+from profilis_mp.errors import LockTimeout
+from profilis_mp.sharedlog import commit
+from profilis_mp.sharedlog.lock import KeptLock
+from profilis_mp.sharedlog.settings import Settings
+from profilis_mp.sharedlog.spool import BadSpool, Spool, spool_id_of
+from profilis_mp.sharedlog.stream import Stream, StreamPaths
+
+__all__ = ["Helped", "Helper", "Helping"]
+
+_UNFINISHED_AGE_S = 60.0
+
+
+@dataclass(slots=True)
+class Helped:
+    """What one round of helping did.
+
+    Attributes:
+        flushed_bytes: Bytes moved from spools into segments.
+        dead_spools: Spools of dead processes drained and removed.
+        live_spools: Spools whose owners are alive.
+        set_aside: Paths of what could not be trusted.
+        failures: What could not be done now, as text; it is tried again in the next round.
+    """
+
+    flushed_bytes: int = 0
+    dead_spools: int = 0
+    live_spools: int = 0
+    set_aside: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+class Helping:
+    """Flushes other processes' spools. For one thread; its descriptors are its own, so flock works within a process."""
+
+    def __init__(self, paths: StreamPaths, settings: Settings) -> None:
+        self.stream = Stream(paths, settings)
+        self._paths = paths
+        self._spools: dict[str, Spool] = {}
+
+    def round(self, timeout_s: float, *, live: bool = True) -> Helped:
+        """Flush every spool that holds bytes; drain and remove those of the dead.
+
+        Args:
+            timeout_s: Longest wait for the directory lock, seconds, for each spool.
+            live: Also flush what living processes hold.
+        """
+        helped = Helped()
+        try:
+            listing = sorted(os.listdir(self._paths.spools))
+        except OSError:
+            listing = []  # nothing was ever written, or the state directory is gone: its writers will notice
+        for name in self._spools.keys() - set(listing):
+            self._spools.pop(name).close()
+        for name in listing:
+            if name.endswith(".new"):
+                self._remove_unfinished(name)
+            elif spool_id_of(name) is not None:
+                self._help(name, timeout_s, live, helped)
+        return helped
+
+    def close(self) -> None:
+        """Close everything, unlocking nothing."""
+        for spool in self._spools.values():
+            spool.close()
+        self._spools.clear()
+        self.stream.close()
+
+    def _help(self, name: str, timeout_s: float, live: bool, helped: Helped) -> None:
+        path = f"{self._paths.spools}/{name}"
+        try:
+            spool = self._open(name, path)
+            if spool is None:
+                return
+            dead = spool.owner_is_dead()
+            helped.live_spools += not dead
+            if dead or (live and spool.unflushed):
+                self.stream.acquire(timeout_s)
+                try:
+                    helped.flushed_bytes += commit.flush(self.stream, spool)
+                    if dead:
+                        spool.unlink()
+                        helped.dead_spools += 1
+                finally:
+                    self.stream.release()
+            if dead:
+                self._spools.pop(name).close()
+        except BadSpool as reason:
+            self._forget(name)
+            self.stream.set_aside(path, reason)
+            helped.set_aside.append(path)
+        except (LockTimeout, OSError) as error:
+            # Closed, not kept: it gives back the lifetime lock of a dead spool, so that another may drain it.
+            self._forget(name)
+            helped.failures.append(f"{path}: {error}")
+
+    def _open(self, name: str, path: str) -> Spool | None:
+        spool = self._spools.get(name)
+        if spool is not None and not spool.is_in_place():
+            self._forget(name)
+            spool = None
+        if spool is None:
+            try:
+                spool = self._spools[name] = Spool.open(path)
+            except FileNotFoundError:
+                return None
+        else:
+            spool.check()
+        return spool
+
+    def _forget(self, name: str) -> None:
+        spool = self._spools.pop(name, None)
+        if spool is not None:
+            spool.close()
+
+    def _remove_unfinished(self, name: str) -> None:
+        """Remove what a process that died while creating its spool has left; it never held a record."""
+        path = f"{self._paths.spools}/{name}"
+        try:
+            if time.time() - os.stat(path, follow_symlinks=False).st_mtime > _UNFINISHED_AGE_S:
+                os.unlink(path)
+        except OSError:
+            pass
+
+
+class Helper:
+    """The candidate of one session: a daemon thread, or, where threads cannot run, whoever calls ``step``.
+
+    Args:
+        paths: The stream's files.
+        settings: The session's.
+        own_turn: Called at every step, for what only the session itself can flush.
+
+    Attributes:
+        mutex: Held during a step; a fork waits for it, so that no thread of ours holds the directory lock then.
+        leading: Whether this helper is the leader.
+    """
+
+    def __init__(self, paths: StreamPaths, settings: Settings, own_turn: Callable[[], None]) -> None:
+        self.mutex = threading.Lock()
+        self.leading = False
+        self.last_round = Helped()
+        self._paths = paths
+        self._settings = settings
+        self._own_turn = own_turn
+        self._helping = Helping(paths, settings)
+        self._leader_lock: KeptLock | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the daemon thread. (A thread that is no daemon made uWSGI's stop take 10 s instead of 1.)
+
+        Raises:
+            RuntimeError: The interpreter cannot start threads (any more).
+        """
+        thread = threading.Thread(target=self._run, name="profilis-mp-helper", daemon=True)
+        thread.start()
+        self._thread = thread
+
+    def stop(self, timeout_s: float) -> None:
+        """End the thread, give leadership back, and close what it had open."""
+        self._stop.set()
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout_s)
+            if thread.is_alive():
+                return  # waiting for a lock; it closes its descriptors when it gets there
+        self.close()
+
+    def close(self) -> None:
+        """Close everything, unlocking nothing. In a forked child the thread is the parent's and not here."""
+        self._helping.close()
+        if self._leader_lock is not None:
+            self._leader_lock.close()
+        self._leader_lock = None
+        self.leading = False
+
+    def step(self, timeout_s: float) -> None:
+        """Look whether a tick is due and, if so, tick. Never raises an Exception."""
+        try:
+            self._own_turn()
+            with self.mutex:
+                if not self.leading:
+                    self._try_to_lead()
+                if self._is_due():
+                    self._tick(timeout_s)
+        except Exception as error:
+            diagnostics.warn("helper", f"{self._paths.state}: helping failed, it is tried again: {error!r}")
+        for key, text in self._helping.stream.notices:
+            diagnostics.warn(key, text)
+        self._helping.stream.notices.clear()
+
+    def _run(self) -> None:
+        period = self._settings.flush_interval / 2
+        while not self._stop.wait(period):
+            self.step(self._settings.flush_interval)
+        self.close()
+
+    def _try_to_lead(self) -> None:
+        lock = self._leader_lock
+        if lock is not None and not lock.is_in_place():
+            lock.close()
+            lock = self._leader_lock = None
+        if lock is None:
+            if not os.path.isdir(self._paths.state):
+                return
+            lock = self._leader_lock = KeptLock(self._paths.janitor_lock, 0o600)
+        self.leading = lock.try_acquire()
+
+    def _is_due(self) -> bool:
+        lock = self._leader_lock
+        if self.leading and (lock is None or not lock.is_in_place()):
+            self.leading = False  # somebody removed the state directory
+        control = self._helping.stream.peek()
+        if control is None:
+            return True
+        age_ns = time.monotonic_ns() - control.heartbeat_ns
+        intervals = 0.75 if self.leading else 1.25
+        # A negative age is another boot's clock.
+        return age_ns < 0 or age_ns >= intervals * self._settings.flush_interval * 1e9
+
+    def _tick(self, timeout_s: float) -> None:
+        helping = self._helping
+        control = helping.stream.peek()
+        if control is not None:
+            control.heartbeat_ns = time.monotonic_ns()
+        self.last_round = helped = helping.round(timeout_s)
+        for failure in helped.failures:
+            diagnostics.warn("helping", f"could not flush a spool now, its events wait in it: {failure}")
+        if helping.stream.looks_aged() or self._settings.fsync == "interval":
+            self._look_after_segment(timeout_s)
+        diagnostics.debug("tick of %s: %s", self._paths.state, helped)
+
+    def _look_after_segment(self, timeout_s: float) -> None:
+        """Seal the active segment when its age is reached though nobody writes; fsync it when asked to."""
+        stream = self._helping.stream
+        stream.acquire(timeout_s)
+        try:
+            stream.seal_if_aged()
+            if self._settings.fsync == "interval":
+                stream.sync_active()
+        finally:
+            stream.release()

@@ -1,0 +1,286 @@
+"""What has this process emitted that is in no segment yet, and how does it get there?
+
+An outbox owns a process's spools: the main one for lines, and framed ones aside (opaque records, and records that
+interrupted another's append). It flushes them, keeps count of why a flush failed and when to try again, and replaces
+a spool that is too small, damaged, or has lost its file. Everything but ``append_aside`` is for the holder of the
+session's token only: the directory lock belongs to a descriptor, and two flushes through one would not exclude
+each other.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+
+from profilis_mp import diagnostics
+from profilis_mp.errors import LockTimeout
+from profilis_mp.sharedlog import commit
+from profilis_mp.sharedlog.names import SegmentName
+from profilis_mp.sharedlog.settings import Settings
+from profilis_mp.sharedlog.spool import FRAME_BYTES, BadSpool, Spool
+from profilis_mp.sharedlog.stream import Stream, StreamPaths
+
+__all__ = ["Counters", "Outbox"]
+
+_ASIDE_BYTES = 64 * 1024
+_FIRST_BACKOFF_S = 0.05
+_LONGEST_BACKOFF_S = 1.0
+_REASONS = {
+    errno.ENOSPC: "no_space",
+    errno.EDQUOT: "quota",
+    errno.EFBIG: "file_too_big",
+    errno.EIO: "io_error",
+    errno.EMFILE: "too_many_files",
+    errno.ENFILE: "too_many_files",
+    errno.EACCES: "permission",
+    errno.EPERM: "permission",
+    errno.EROFS: "read_only",
+}
+
+
+class Counters:
+    """What happened to this process's records since it started, or was forked.
+
+    Attributes:
+        events: A list of one integer, the records accepted; a list, because the fast path adds to it.
+        dropped: Records not written, by reason.
+        flush_failures: Flushes that could not be done and were put off, by reason.
+        flushes: Flushes done by this process for itself.
+        aside: Records that went to a spool aside.
+    """
+
+    def __init__(self) -> None:
+        self.events = [0]
+        self.dropped: dict[str, int] = {}
+        self.flush_failures: dict[str, int] = {}
+        self.flushes = 0
+        self.aside = 0
+
+
+class Outbox:
+    """One process's spools.
+
+    Attributes:
+        spool: The main spool; None before the first record.
+        aside_used: Whether a spool aside may hold records, which must go out before younger lines do.
+    """
+
+    def __init__(self, paths: StreamPaths, settings: Settings, counters: Counters) -> None:
+        self.spool: Spool | None = None
+        self.aside_used = False
+        self._paths = paths
+        self._settings = settings
+        self._counters = counters
+        self._stream = Stream(paths, settings)
+        self._aside: list[Spool] = []
+        self._failure = "spool_full"
+        self._retry_at = 0.0
+        self._backoff = _FIRST_BACKOFF_S
+        self._waited_in_vain = False
+
+    def spools(self) -> list[Spool]:
+        """All of them, the main one first."""
+        return [spool for spool in (self.spool, *self._aside) if spool is not None]
+
+    # Aside.
+
+    def append_aside(self, record: bytes) -> bool:
+        """Append to a framed spool that nobody else uses right now; returns whether there was room.
+
+        Needs no token: who takes a spool off the list has it alone, even from within an interrupted append.
+        """
+        taken: list[Spool] = []
+        fits = False
+        try:
+            while not fits:
+                try:
+                    spool = self._aside.pop()
+                except IndexError:
+                    break
+                taken.append(spool)
+                fits = spool.append(record)
+            waiting = sum(spool.capacity for spool in taken if spool.unflushed)
+            if not fits and waiting < self._settings.spool_bytes:
+                spool = self._create(max(_ASIDE_BYTES, len(record) + FRAME_BYTES), framed=True)
+                taken.append(spool)
+                fits = spool.append(record)
+        finally:
+            self._aside.extend(taken)
+            self.aside_used = True
+        self._counters.aside += fits
+        return fits
+
+    # Flushing.
+
+    def flush(self, timeout_s: float) -> bool:
+        """Flush all spools and start them again at the front; returns whether all are empty now. Raises nothing.
+
+        A flush that fails leaves every record where it is. With ``timeout_s`` 0 a busy lock is no failure.
+        """
+        stream = self._stream
+        aside, self._aside = self._aside, []
+        spools = [*aside] if self.spool is None else [self.spool, *aside]
+        try:
+            stream.acquire(timeout_s, spools)
+            try:
+                stream.state_limits()
+                for spool in spools:
+                    spool.check()
+                    commit.flush(stream, spool)
+                    spool.reset()
+            finally:
+                stream.release()
+        except LockTimeout:
+            self._failure = "lock_timeout"
+            if timeout_s:
+                self._waited_in_vain = True
+                self._count_failure()
+            return False
+        except BadSpool as reason:
+            self._replace_damaged(aside, reason)
+            return False
+        except OSError as error:
+            self._put_off(error)
+            return False
+        finally:
+            self._aside.extend(aside)
+            for key, text in stream.notices:
+                diagnostics.warn(key, text)
+            stream.notices.clear()
+        self._counters.flushes += 1
+        self._retry_at = 0.0
+        self._backoff = _FIRST_BACKOFF_S
+        self._waited_in_vain = False
+        self.aside_used = False
+        return True
+
+    def may_retry(self) -> bool:
+        """Whether a flush is worth trying: always, but for a while after the file system refused one."""
+        return not self._retry_at or time.monotonic() >= self._retry_at
+
+    @property
+    def patience_s(self) -> float:
+        """How long a caller may wait for the lock: lock_timeout, but only once until a flush succeeds again."""
+        return 0.0 if self._waited_in_vain else self._settings.lock_timeout
+
+    def make_room(self, size: int) -> bool:
+        """Flush until the main spool takes a record of ``size`` bytes; returns whether it does.
+
+        Waits ``patience_s`` at most, or with ``on_full="block"`` retries for ``lock_timeout``.
+        """
+        started = time.monotonic()
+        block = self._settings.on_full == "block"
+        while True:
+            if (block or self.may_retry()) and self.flush(self.patience_s):
+                if self.spool is None or size > self.spool.capacity:
+                    self.replace(size)
+                return True
+            left = started + self._settings.lock_timeout - time.monotonic()
+            if not block or left <= 0:
+                return False
+            time.sleep(min(0.01, left))
+
+    def drop(self) -> None:
+        """Count a record that nothing has room for, by the reason why the last flush failed."""
+        dropped, reason = self._counters.dropped, self._failure
+        dropped[reason] = dropped.get(reason, 0) + 1
+        diagnostics.warn(
+            f"dropped:{reason}", f"{self._settings.dir}: an event was dropped because the spool is full: {reason}"
+        )
+
+    def rotate(self, timeout_s: float) -> SegmentName | None:
+        """Flush, then seal the active segment; returns its name, None when nothing was in it.
+
+        Raises:
+            LockTimeout: Another process held the lock. Nothing was sealed.
+            OSError: The flush failed. Nothing was sealed.
+        """
+        stream, spools = self._stream, self.spools()
+        stream.acquire(timeout_s, spools)
+        try:
+            for spool in spools:
+                commit.flush(stream, spool)
+            return stream.seal()
+        finally:
+            stream.release()
+
+    # The main spool.
+
+    def replace(self, capacity: int) -> None:
+        """Put an empty spool of at least ``capacity`` in the place of the main one, if there is one, which is empty."""
+        elder = self.spool
+        spool = self._create(max(capacity, self._settings.spool_bytes), framed=False)
+        if spool.path is None and elder is not None and elder.path is None and elder.capacity >= capacity:
+            spool.close()  # still no file to be had: the one in memory will do
+            return
+        self.spool = spool
+        if elder is not None:
+            elder.unlink()
+            elder.close()
+
+    def is_stranded(self) -> bool:
+        """Whether a spool holds records that no other process could find: in memory, or its file was removed."""
+        return any(spool.unflushed and not spool.is_in_place() for spool in self.spools())
+
+    def has_lost_its_file(self) -> bool:
+        """Whether the main spool, empty now, should be replaced by one with a file."""
+        spool = self.spool
+        return spool is not None and not spool.unflushed and not spool.is_in_place()
+
+    def close(self) -> None:
+        """Close everything. A spool that is empty is removed; one that is not stays for others to flush."""
+        for spool in self.spools():
+            if not spool.unflushed:
+                spool.unlink()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close everything and touch no file: in a forked child they are the parent's."""
+        for spool in self.spools():
+            spool.close()
+        self.spool = None
+        self._aside = []
+        self._stream.close()
+
+    def _create(self, capacity: int, *, framed: bool) -> Spool:
+        """A spool on disk, or in memory when there cannot be one."""
+        try:
+            self._paths.create()
+            return Spool.create(self._paths.spools, capacity, framed=framed)
+        except OSError as error:
+            self._failure = _REASONS.get(error.errno or 0, "os_error")
+            diagnostics.warn(
+                "memory_spool",
+                f"{self._paths.spools}: no spool can be created, so events are kept in memory, and die with their "
+                f"process, until one can: {error}",
+            )
+            return Spool.in_memory(capacity, framed=framed)
+
+    def _replace_damaged(self, aside: list[Spool], reason: BadSpool) -> None:
+        """Somebody wrote into a spool: set it aside with whatever it holds, and go on with another."""
+        for spool in self.spools() + aside:
+            try:
+                spool.check()
+            except BadSpool:
+                if spool.path is not None:
+                    self._stream.set_aside(spool.path, reason)
+                if spool is self.spool:
+                    self.spool = None
+                    self.replace(self._settings.spool_bytes)
+                else:
+                    aside.remove(spool)
+                spool.close()
+
+    def _put_off(self, error: OSError) -> None:
+        self._failure = _REASONS.get(error.errno or 0, "os_error")
+        self._count_failure()
+        self._retry_at = time.monotonic() + self._backoff
+        self._backoff = min(self._backoff * 2, _LONGEST_BACKOFF_S)
+        diagnostics.warn(
+            f"flush:{self._failure}",
+            f"{self._settings.dir}: a flush failed; its events wait in the spool and it is tried again: {error}",
+        )
+
+    def _count_failure(self) -> None:
+        failures = self._counters.flush_failures
+        failures[self._failure] = failures.get(self._failure, 0) + 1

@@ -1,0 +1,127 @@
+"""How is what dead processes left behind finished, by anybody, while others go on writing?
+
+Every writer's helper does it all the time; :func:`recover` does it now, once, from a process that need not write.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from profilis_mp import diagnostics
+from profilis_mp.errors import ConfigError, LockTimeout
+from profilis_mp.sharedlog.control import BadControl, Control, Limits
+from profilis_mp.sharedlog.helping import Helping
+from profilis_mp.sharedlog.names import SegmentNames
+from profilis_mp.sharedlog.settings import Settings, check_log_directory
+from profilis_mp.sharedlog.stream import STATE_DIRECTORY, StreamPaths
+
+__all__ = ["RecoveryReport", "recover"]
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What :func:`recover` did.
+
+    Attributes:
+        directory: The log directory.
+        streams: Streams looked at, by name.
+        finished_flushes: Interrupted flushes finished.
+        dead_spools: Spools of dead processes drained and removed.
+        live_spools: Spools whose owners are alive; they look after them.
+        flushed_bytes: Bytes moved from spools into segments.
+        set_aside: Paths of files that could not be trusted and were renamed.
+        failures: What could not be done, as text; run it again once the reason is gone.
+    """
+
+    directory: str
+    streams: list[str] = field(default_factory=list)
+    finished_flushes: int = 0
+    dead_spools: int = 0
+    live_spools: int = 0
+    flushed_bytes: int = 0
+    set_aside: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def recover(dir: str | os.PathLike[str], *, timeout_s: float = 5.0) -> RecoveryReport:
+    """Finish interrupted flushes and drain the spools of dead processes, in every stream of a log directory.
+
+    Safe at any time, in any number of processes, while others write.
+
+    Args:
+        dir: The log directory. One that does not exist, or never was one, gives an empty report.
+        timeout_s: Longest wait for each stream's directory lock, seconds.
+
+    Returns:
+        What was done. With ``failures`` in it, something is left for the next call; nothing is ever lost by a failure.
+
+    Raises:
+        ConfigError: ``dir`` is no path.
+        LogDirectoryError: It cannot be written, or is on a network file system. Nothing was touched.
+    """
+    report = RecoveryReport(check_log_directory(dir))
+    try:
+        streams = sorted(os.listdir(f"{report.directory}/{STATE_DIRECTORY}"))
+    except FileNotFoundError:
+        return report
+    for stream in streams:
+        try:
+            names = SegmentNames.of_stream(stream)
+        except ConfigError:
+            continue  # somebody else's directory
+        report.streams.append(stream)
+        _recover_stream(report, names, timeout_s)
+    return report
+
+
+def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: float) -> None:
+    paths = StreamPaths(report.directory, names.stream)
+    helping = Helping(paths, _settings_of(paths, names))
+    try:
+        control = helping.stream.peek()
+        interrupted = control is not None and control.intent != 0
+        # Taking the lock finishes the flush in progress, whoever's it is.
+        helping.stream.acquire(timeout_s)
+        helping.stream.release()
+        report.finished_flushes += interrupted
+        helped = helping.round(timeout_s, live=False)
+    except (LockTimeout, OSError) as error:
+        report.failures.append(f"{paths.state}: {error}")
+        return
+    finally:
+        for key, text in helping.stream.notices:
+            diagnostics.warn(key, text)
+        helping.close()
+    report.dead_spools += helped.dead_spools
+    report.live_spools += helped.live_spools
+    report.flushed_bytes += helped.flushed_bytes
+    report.set_aside += helped.set_aside
+    report.failures += helped.failures
+
+
+def _settings_of(paths: StreamPaths, names: SegmentNames) -> Settings:
+    """The limits that the stream's latest writer stated; the defaults when none is known."""
+    limits = Limits(0, 0, 0, 0)
+    try:
+        control = Control(paths.control, names)
+    except (OSError, BadControl):
+        pass
+    else:
+        limits = control.limits
+        control.close()
+    if limits.local_time:
+        names = SegmentNames.of_stream(names.stream, local_time=True)
+    return Settings(
+        dir=paths.log,
+        names=names,
+        rotate_bytes=limits.rotate_bytes or 10 * 1024 * 1024,
+        rotate_secs=min(limits.rotate_ns / 1e9, 1e9) or 3600.0,
+        buffer_size=64 * 1024,
+        spool_bytes=1 << 20,
+        flush_interval=0.5,
+        lock_timeout=1.0,
+        on_full="drop",
+        fsync="never",
+        file_mode=limits.file_mode & 0o777 | 0o600 if limits.file_mode else 0o640,
+    )

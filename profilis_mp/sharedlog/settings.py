@@ -1,0 +1,134 @@
+"""What may a writer be told, and what is refused?
+
+Every argument is checked once, at construction, and the error names it. The log directory is looked at but not
+touched: a root master that has not dropped its privileges yet must leave nothing behind.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EACCES, ENOTDIR, ENOTSUP
+from typing import Any, Literal, get_args
+
+from profilis_mp.errors import ConfigError, LogDirectoryError
+from profilis_mp.sharedlog.names import SegmentNames
+
+__all__ = ["Fsync", "OnFull", "Settings", "check_log_directory"]
+
+Fsync = Literal["never", "seal", "interval", "always"]
+OnFull = Literal["drop", "block"]
+
+_NETWORK_FILE_SYSTEMS = frozenset(
+    {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs"}
+    | {"nfs4", "smb3", "smbfs"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A writer's configuration, checked. Sizes in bytes, durations in seconds.
+
+    Raises:
+        ConfigError: Naming the argument that was refused.
+    """
+
+    dir: str
+    names: SegmentNames
+    rotate_bytes: int
+    rotate_secs: float
+    buffer_size: int
+    spool_bytes: int
+    flush_interval: float
+    lock_timeout: float
+    on_full: OnFull
+    fsync: Fsync
+    file_mode: int
+    clock: Callable[[], int] = time.time_ns
+
+    def __post_init__(self) -> None:
+        for argument in ("rotate_bytes", "buffer_size", "spool_bytes"):
+            _check_number(argument, getattr(self, argument), whole=True)
+        for argument in ("rotate_secs", "flush_interval"):
+            _check_number(argument, getattr(self, argument), whole=False)
+        _check_number("lock_timeout", self.lock_timeout, whole=False, zero=True)
+        if self.spool_bytes < self.buffer_size:
+            raise ConfigError("spool_bytes", f"{self.spool_bytes} is less than buffer_size ({self.buffer_size})")
+        for argument, choices in (("on_full", get_args(OnFull)), ("fsync", get_args(Fsync))):
+            if getattr(self, argument) not in choices:
+                raise ConfigError(argument, f"{getattr(self, argument)!r} is none of {', '.join(choices)}")
+        mode: object = self.file_mode
+        if not isinstance(mode, int) or isinstance(mode, bool) or not 0o600 <= mode <= 0o777 or mode & 0o600 != 0o600:
+            raise ConfigError("file_mode", f"{mode!r} is no mode that its owner can read and write, such as 0o640")
+
+    @property
+    def rotate_ns(self) -> int:
+        """``rotate_secs`` in nanoseconds; what does not fit a u64 word is never reached anyway."""
+        return min(int(self.rotate_secs * 1e9), (1 << 63) - 1)
+
+
+def _check_number(argument: str, value: Any, *, whole: bool, zero: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ConfigError(argument, f"{value!r} is not {'an int' if whole else 'a number'}")
+    if math.isnan(value):
+        raise ConfigError(argument, "is not a number (NaN)")
+    if value < 0 or (value == 0 and not zero):
+        raise ConfigError(argument, f"{value!r} must be {'0 or more' if zero else 'more than 0'}")
+    if whole and value >= 1 << 62:
+        raise ConfigError(argument, f"{value!r} is too large")
+    if not whole and value > 1e9:
+        raise ConfigError(argument, f"{value!r} s is too long")
+
+
+def check_log_directory(directory: object) -> str:
+    """The log directory's absolute path; nothing is created.
+
+    Raises:
+        ConfigError: Not a path.
+        LogDirectoryError: It is no directory, cannot be created or written, or is on a network file system.
+    """
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ConfigError("dir", f"must be a path, not {type(directory).__name__}")
+    path = os.fspath(directory)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigError("dir", f"{path!r} is no usable path")
+    # Absolute from the start: a daemon that changes its directory later still means this one.
+    path = os.path.abspath(path)
+    nearest = path
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        raise LogDirectoryError(path, ENOTDIR, f"{nearest} is not a directory")
+    if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        action = "written" if nearest == path else "created"
+        raise LogDirectoryError(path, EACCES, f"cannot be {action}: no write permission in {nearest}")
+    kind = _file_system_of(os.path.realpath(nearest))
+    if kind in _NETWORK_FILE_SYSTEMS:
+        raise LogDirectoryError(
+            path,
+            ENOTSUP,
+            f"is on a network file system ({kind}), where shared maps and locks are not coherent: "
+            "log to a local directory on each machine and ship its segments",
+        )
+    return path
+
+
+def _file_system_of(path: str) -> str | None:
+    """The file system type of the mount that ``path`` (resolved) is on; None where that cannot be told."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
+            lines = mounts.read().splitlines()
+    except OSError:
+        return None
+    best, kind = "", None
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        mount_point = before.split(" ")[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
+        inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
+        # Of equals the last counts: it was mounted over the others.
+        if inside and len(mount_point) >= len(best):
+            best, kind = mount_point, after.split(" ")[0]
+    return kind

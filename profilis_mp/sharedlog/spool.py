@@ -1,0 +1,288 @@
+"""Where is an event between ``emit`` and its segment?  In its process's spool, which ``kill -9`` leaves behind.
+
+A spool is one mapped, preallocated file that one process writes and anybody may flush::
+
+    word 0     magic and version            word 8      tail          (only the owner stores it)
+    word 1     framing: 0 lines, 1 framed   word 16     head          (only under the directory lock)
+    word 2     owner's pid, for people      word 17     flush_to      (only under the directory lock)
+    word 3     creation time, ns            word 18     expected_end  (only under the directory lock)
+    byte 4096  data: what is not flushed yet is data[head:tail]; tail < head means empty
+
+The owner holds a lock on the file for its whole life, so "is it dead?" is one try of that lock: pids are reused, and
+mean nothing in another container. A spool gets its name only once it is locked and complete.
+
+Lines may be cut apart at any newline. Opaque records (anything that is not exactly one newline-terminated line) have
+no such boundary: they go to a framed spool, where each is preceded by its length, one native u64.
+
+tail and head sit on cache lines of their own: the owner's core would otherwise lose the line at every helper's look.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+import time
+
+from filelock import lock_descriptor
+
+from profilis_mp.sharedlog.words import WordMap, open_regular, store_fence
+
+__all__ = ["FRAME_BYTES", "HEADER_BYTES", "TAIL", "BadSpool", "Spool", "spool_id_of"]
+
+HEADER_BYTES = 4096
+FRAME_BYTES = 8
+_MAGIC = int.from_bytes(b"pmpspl\x00\x01", "big")
+_FRAMED, _PID, _CREATED = 1, 2, 3
+TAIL, _HEAD, _FLUSH_TO, _EXPECTED_END = 8, 16, 17, 18
+
+
+class BadSpool(Exception):
+    """The file is no spool: garbage, cut short, or of another version. It is set aside, never trusted."""
+
+
+class Spool:
+    """One spool, its owner's or a helper's view of it.
+
+    Attributes:
+        id: Non-zero u64; the file is named by its 16 hexadecimal digits.
+        path: The file; None for a spool in memory, which nobody else can flush.
+        words: The header's words; the owner stores ``words[TAIL]``.
+        data: The bytes.
+        capacity: Their number.
+        framed: Whether each record is preceded by its length.
+        pid: The owner's process id, as the owner saw it.
+    """
+
+    def __init__(self, fd: int, capacity: int, spool_id: int, path: str | None) -> None:
+        self._fd = fd
+        self._map = WordMap(fd, HEADER_BYTES + capacity, HEADER_BYTES)
+        self.words = self._map.words
+        self.data = self._map.data
+        self.capacity = capacity
+        self.id = spool_id
+        self.path = path
+        self.framed = bool(self.words[_FRAMED])
+        self.pid = self.words[_PID]
+
+    @classmethod
+    def create(cls, directory: str, capacity: int, *, framed: bool, mode: int = 0o600) -> Spool:
+        """Create, lock and preallocate this process's spool.
+
+        Raises:
+            OSError: No space, no permission, no descriptor. Nothing is left behind but perhaps an unlocked ``.new``.
+        """
+        spool_id = _new_id()
+        path = f"{directory}/{spool_id:016x}"
+        unfinished = f"{path}.new"
+        fd = open_regular(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            lock_descriptor(fd, blocking=False)  # nobody else can have it: the name is new
+            # Preallocated: a store into a sparse page on a full disk is a SIGBUS, not an error.
+            os.posix_fallocate(fd, 0, HEADER_BYTES + capacity)
+            spool = cls(fd, capacity, spool_id, path)
+            spool._initialise(framed)
+            os.rename(unfinished, path)
+        except BaseException:
+            os.close(fd)
+            try:
+                os.unlink(unfinished)
+            except OSError:
+                pass
+            raise
+        return spool
+
+    @classmethod
+    def in_memory(cls, capacity: int, *, framed: bool) -> Spool:
+        """A spool without a file, for when none can be created: it dies with its process."""
+        spool = cls(-1, capacity, _new_id(), None)
+        spool._initialise(framed)
+        return spool
+
+    @classmethod
+    def open(cls, path: str) -> Spool:
+        """Open another's spool.
+
+        Raises:
+            OSError: It is gone, or not ours to read.
+            BadSpool: It cannot be trusted. The file is as it was.
+        """
+        fd = open_regular(path, os.O_RDWR)
+        try:
+            status = os.fstat(fd)
+            capacity = status.st_size - HEADER_BYTES
+            if not stat.S_ISREG(status.st_mode) or capacity <= 0:
+                raise BadSpool(f"{status.st_size} bytes")
+            spool = cls(fd, capacity, spool_id_of(path) or 0, path)
+            try:
+                spool.check()
+            except BadSpool:
+                spool._map.close()
+                raise
+        except BaseException:
+            os.close(fd)
+            raise
+        return spool
+
+    def _initialise(self, framed: bool) -> None:
+        words = self.words
+        words[_FRAMED] = self.framed = framed
+        words[_PID] = self.pid = os.getpid()
+        words[_CREATED] = time.time_ns()
+        words[0] = _MAGIC
+
+    def check(self) -> None:
+        """Refuse what no spool of this version can hold.
+
+        Raises:
+            BadSpool: Somebody wrote into it.
+        """
+        words = self.words
+        if words[0] != _MAGIC or words[_FRAMED] > 1:
+            raise BadSpool("not a spool of this version")
+        if max(words[TAIL], words[_HEAD], words[_FLUSH_TO]) > self.capacity or words[_EXPECTED_END] >= 1 << 62:
+            raise BadSpool("positions beyond the end of the file")
+
+    # What is in it.
+
+    @property
+    def tail(self) -> int:
+        """End of the last complete record."""
+        return self.words[TAIL]
+
+    @property
+    def unflushed(self) -> int:
+        """Bytes waiting to be flushed, frames included."""
+        return max(0, self.words[TAIL] - self.words[_HEAD])
+
+    @property
+    def head(self) -> int:
+        """Start of the first record that is not flushed. Caller holds the directory lock to change it."""
+        return self.words[_HEAD]
+
+    @head.setter
+    def head(self, value: int) -> None:
+        self.words[_HEAD] = value
+
+    @property
+    def flush_to(self) -> int:
+        """Where the batch of the flush in progress ends. Caller holds the directory lock."""
+        return self.words[_FLUSH_TO]
+
+    @flush_to.setter
+    def flush_to(self, value: int) -> None:
+        self.words[_FLUSH_TO] = value
+
+    @property
+    def expected_end(self) -> int:
+        """The segment's length once the flush in progress is committed. Caller holds the directory lock."""
+        return self.words[_EXPECTED_END]
+
+    @expected_end.setter
+    def expected_end(self, value: int) -> None:
+        self.words[_EXPECTED_END] = value
+
+    @property
+    def frame_bytes(self) -> int:
+        """What precedes a batch in the spool and not in the segment."""
+        return FRAME_BYTES if self.framed else 0
+
+    @property
+    def batch(self) -> memoryview:
+        """The bytes of the flush in progress: data[head:flush_to], without the frame of a framed record."""
+        return self.data[self.head + self.frame_bytes : self.flush_to]
+
+    def next_batch_end(self, room: int) -> int:
+        """Where to cut the next batch so that it has at most ``room`` bytes, or one record if that alone has more.
+
+        Caller holds the directory lock and has seen that the spool is not empty.
+        """
+        head, tail = self.head, self.tail
+        if store_fence is not None:
+            store_fence()  # the record's bytes must not be read before the tail that covers them
+        if self.framed:
+            return head + FRAME_BYTES + int.from_bytes(self.data[head : head + FRAME_BYTES], sys.byteorder)
+        if tail - head <= room:
+            return tail
+        # The last newline within the room; if there is none, the first one beyond it.
+        within = bytes(self.data[head : head + max(room, 0)]).rfind(b"\n")
+        if within >= 0:
+            return head + within + 1
+        step = 1 << 16
+        for start in range(head + max(room, 0), tail, step):
+            found = bytes(self.data[start : min(start + step, tail)]).find(b"\n")
+            if found >= 0:
+                return start + found + 1
+        return tail
+
+    # What the owner does.
+
+    def append(self, record: bytes) -> bool:
+        """Copy one record behind the tail; returns whether it fitted. Caller is the owner's one writing thread."""
+        tail = self.words[TAIL]
+        start = tail + self.frame_bytes
+        end = start + len(record)
+        if end > self.capacity:
+            return False
+        if self.framed:
+            self.data[tail:start] = len(record).to_bytes(FRAME_BYTES, sys.byteorder)
+        self.data[start:end] = record
+        if store_fence is not None:
+            store_fence()
+        # I3: data before tail. A helper that sees the new tail must find the record complete.
+        self.words[TAIL] = end
+        return True
+
+    def reset(self) -> None:
+        """Start again at the front. Caller is the owner, holds the directory lock, and the spool is empty."""
+        # I6: tail first. Between the two stores tail < head, which means empty; the other way round,
+        # data[0:tail] would for a moment be unflushed once more.
+        self.words[TAIL] = 0
+        self.words[_HEAD] = 0
+
+    # Its life.
+
+    def is_in_place(self) -> bool:
+        """Does the file still have its name and its length?  A store beyond its end would be a SIGBUS."""
+        if self.path is None:
+            return False
+        try:
+            named, held = os.stat(self.path, follow_symlinks=False), os.fstat(self._fd)
+        except OSError:
+            return False
+        same = (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
+        return same and held.st_size >= HEADER_BYTES + self.capacity
+
+    def owner_is_dead(self) -> bool:
+        """Whether the lifetime lock was free; from then on this view holds it, so that one process drains."""
+        return lock_descriptor(self._fd, blocking=False)
+
+    def close(self) -> None:
+        """Unmap and close; the file stays."""
+        self._map.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def unlink(self) -> None:
+        """Remove the file. Caller holds the directory lock and the lifetime lock, and the spool is empty."""
+        if self.path is not None:
+            try:
+                os.unlink(self.path)
+            except FileNotFoundError:
+                pass
+
+
+def _new_id() -> int:
+    # urandom, not random: a fork that ran no hooks would repeat its parent's numbers.
+    return int.from_bytes(os.urandom(8), "big") | 1
+
+
+def spool_id_of(path: str) -> int | None:
+    """The id in a spool's file name; None for a name that is not a spool's."""
+    name = path.rpartition("/")[2]
+    if len(name) != 16:
+        return None
+    try:
+        return int(name, 16)
+    except ValueError:
+        return None

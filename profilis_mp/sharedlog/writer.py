@@ -1,0 +1,390 @@
+"""How do I append bytes to a log directory that other processes append to as well?
+
+>>> import tempfile
+>>> directory = tempfile.mkdtemp()
+>>> with SharedWriter(directory) as log:
+...     log.write(b'{"hello":"world"}\\n')
+>>> import glob
+>>> open(glob.glob(directory + "/*.jsonl")[0]).read()
+'{"hello":"world"}\\n'
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, Self, TypedDict
+
+from profilis_mp import diagnostics
+from profilis_mp.sharedlog.control import BadControl, Control
+from profilis_mp.sharedlog.names import SegmentNames
+from profilis_mp.sharedlog.outbox import Counters
+from profilis_mp.sharedlog.segment import name_is_taken
+from profilis_mp.sharedlog.session import Encoding, Session
+from profilis_mp.sharedlog.settings import Fsync, OnFull, Settings, check_log_directory
+
+__all__ = ["Segment", "SharedWriter", "WriterStats"]
+
+
+class Segment(NamedTuple):
+    """One segment.
+
+    Attributes:
+        path: The file, absolute.
+        size_bytes: Its length.
+    """
+
+    path: str
+    size_bytes: int
+
+
+class WriterStats(TypedDict):
+    """What happened in this process since it started, or was forked.
+
+    Keys:
+        events: Records accepted; each is in its segment or will be.
+        dropped: Records not written, by reason (no_space, quota, io_error, lock_timeout …).
+        flushes: Flushes this process did for itself.
+        flush_failures: Flushes put off, by reason; nothing is lost by them.
+        aside: Records that went around an append they interrupted, and opaque ones.
+        unflushed_bytes: Bytes in this process's spools now.
+        spool: "file"; "memory" when none could be created and the guarantee is weakened; None before the first record.
+        leading: Whether this process's helper is the stream's leader.
+    """
+
+    events: int
+    dropped: dict[str, int]
+    flushes: int
+    flush_failures: dict[str, int]
+    aside: int
+    unflushed_bytes: int
+    spool: Literal["file", "memory"] | None
+    leading: bool
+
+
+class SharedWriter:
+    """Appends records to the rotating segments of a log directory, from any number of processes.
+
+    When ``write`` has returned, ``kill -9`` of any process at any instant neither loses, duplicates nor tears the
+    record. Threads may share a writer; a forked child may go on using its parent's; a pickled one opens the same stream
+    elsewhere. Nothing is on disk before the first record.
+
+    Args:
+        dir: The log directory; created when the first record is written.
+        rotate_bytes: No segment grows beyond this, unless one record alone does. Bytes.
+        rotate_secs: A segment this old is sealed, even when nobody writes. Seconds.
+        filename_template: Names the segments: ``{timestamp}`` (with a strftime format if you like), ``{index}``,
+            ``{app_name}``, ``{hostname}``.
+        app_name: Filled in for ``{app_name}``.
+        local_time: Timestamps in names in local time instead of UTC.
+        buffer_size: This process flushes by itself when more than this waits in its spool. Bytes.
+        flush_interval: A record is in its segment within two of these, whoever flushes it. Seconds.
+        spool_bytes: The spool's capacity: what can wait while the lock is stuck or the disk is full. Bytes.
+        lock_timeout: The longest that ``write`` waits, once, for a lock that another process keeps. Seconds.
+        on_full: When the spool is full and cannot be flushed: "drop" the new record and count it, or "block" for up to
+            lock_timeout first.
+        fsync: "never": the kernel writes back when it likes. "seal": a segment is on the device before it counts as
+            sealed. "interval": also the active one, every flush_interval. "always": before ``write`` returns.
+        file_mode: Permissions of segments, whatever the umask.
+        clock: Nanoseconds since the epoch, for names and ages.
+
+    Raises:
+        ConfigError: Naming the argument that was refused.
+        LogDirectoryError: The directory cannot be created or written, or is on a network file system.
+
+    Source: ARCHITECTURE.md.
+    """
+
+    def __init__(
+        self,
+        dir: str | os.PathLike[str] = "./logs",
+        *,
+        rotate_bytes: int = 10 * 1024 * 1024,
+        rotate_secs: float = 3600,
+        filename_template: str = "profilis-{timestamp}.jsonl",
+        app_name: str = "profilis",
+        local_time: bool = False,
+        buffer_size: int = 64 * 1024,
+        flush_interval: float = 0.5,
+        spool_bytes: int | None = None,
+        lock_timeout: float = 1.0,
+        on_full: OnFull = "drop",
+        fsync: Fsync = "never",
+        file_mode: int = 0o640,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._arguments: dict[str, Any] = {
+            "dir": dir,
+            "rotate_bytes": rotate_bytes,
+            "rotate_secs": rotate_secs,
+            "filename_template": filename_template,
+            "app_name": app_name,
+            "local_time": local_time,
+            "buffer_size": buffer_size,
+            "flush_interval": flush_interval,
+            "spool_bytes": spool_bytes,
+            "lock_timeout": lock_timeout,
+            "on_full": on_full,
+            "fsync": fsync,
+            "file_mode": file_mode,
+            "clock": clock,
+        }
+        self._settings = Settings(
+            dir=check_log_directory(dir),
+            names=SegmentNames(filename_template, app_name, local_time=local_time),
+            rotate_bytes=rotate_bytes,
+            rotate_secs=rotate_secs,
+            buffer_size=buffer_size,
+            spool_bytes=spool_bytes if spool_bytes is not None else max(_SPOOL_BYTES, 2 * _whole(buffer_size)),
+            flush_interval=flush_interval,
+            lock_timeout=lock_timeout,
+            on_full=on_full,
+            fsync=fsync,
+            file_mode=file_mode,
+            clock=clock,
+        )
+        self._encoding: Encoding | None = None
+        self._exit_hooks = False
+        diagnostics.enable_debug_from_environment()
+        self._session = self._new_session(Counters())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self._arguments)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        try:
+            self.close(timeout_s=0.0)
+        except Exception:  # half-built, or the interpreter is going; the spool keeps everything
+            pass
+
+    @property
+    def dir(self) -> str:
+        """The log directory, absolute."""
+        return self._settings.dir
+
+    def write(self, record: bytes) -> None:
+        """Append one record; it is crash-safe when this returns. Raises nothing about the disk or the lock.
+
+        One newline-terminated line may share a batch with others. Any other bytes are opaque: they are appended whole,
+        never split over two segments. After ``close`` a record is still written, at once and without a buffer.
+
+        Args:
+            record: Its bytes, newline included.
+
+        Raises:
+            TypeError: ``record`` is not bytes. Nothing was written.
+        """
+        if not isinstance(record, bytes):
+            raise TypeError(f"record must be bytes, not {type(record).__name__}")
+        if record:
+            self._append_record(record)
+
+    def flush(self, timeout_s: float | None = None) -> bool:
+        """Bring everything this process has written into its segment.
+
+        Args:
+            timeout_s: Longest wait for the directory lock, seconds; None is ``lock_timeout``.
+
+        Returns:
+            Whether it is all there. If not, it is safe in the spool and ``stats()`` says why.
+        """
+        session = self._live_session()
+        return session.flush(self._settings.lock_timeout if timeout_s is None else timeout_s)
+
+    def rotate(self, *, timeout_s: float = 5.0) -> Segment | None:
+        """Flush, then seal the active segment; the next flush opens the next generation.
+
+        Args:
+            timeout_s: Longest wait for the directory lock, seconds; 0 tries once.
+
+        Returns:
+            The segment just sealed; None when there was nothing in it.
+
+        Raises:
+            LockTimeout: Another process held the lock. Nothing was sealed.
+            OSError: The flush failed; what was not flushed is still in the spool. Nothing was sealed.
+
+        Durability:
+            With ``fsync="seal"`` or stricter, the bytes are on the device before this returns.
+
+        Source: ARCHITECTURE.md, "Rotation".
+        """
+        name = self._live_session().rotate(timeout_s)
+        if name is None:
+            return None
+        path = f"{self.dir}/{name.text}"
+        try:
+            return Segment(path, os.stat(path).st_size)
+        except FileNotFoundError:  # somebody was quick
+            return Segment(path, 0)
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Flush, remove this process's spool and end its helper thread. May be called twice, and runs at exit.
+
+        Args:
+            timeout_s: Longest wait for the directory lock, seconds; None is ``lock_timeout``.
+
+        Returns:
+            Whether everything is in its segment. If not, it stays in the spool, and the next process that helps, or
+            :func:`profilis_mp.recover`, flushes it.
+        """
+        return self._session.close(self._settings.lock_timeout if timeout_s is None else timeout_s)
+
+    def stats(self) -> WriterStats:
+        """What happened in this process; see :class:`WriterStats`."""
+        session = self._live_session()
+        counters, helper = session.counters, session.helper
+        return {
+            "events": counters.events[0],
+            "dropped": dict(counters.dropped),
+            "flushes": counters.flushes,
+            "flush_failures": dict(counters.flush_failures),
+            "aside": counters.aside,
+            "unflushed_bytes": session.unflushed(),
+            "spool": session.spool_kind(),
+            "leading": helper is not None and helper.leading,
+        }
+
+    @property
+    def current_path(self) -> str | None:
+        """The active segment's path, absolute; None while there is none. Another process may rotate any moment."""
+        control = self._glance()
+        try:
+            return f"{self.dir}/{control.name}" if control is not None and control.is_named else None
+        finally:
+            if control is not None:
+                control.close()
+
+    def next_path(self) -> str:
+        """The path that a segment opened now would get."""
+        control = self._glance()
+        try:
+            elder = control.youngest if control is not None else None
+        finally:
+            if control is not None:
+                control.close()
+        directory = self.dir
+        now_ns = self._settings.clock()
+        name = self._settings.names.after(elder, now_ns, lambda text: name_is_taken(directory, text))
+        return f"{directory}/{name.text}"
+
+    # Sessions: one per process, made when the process is found to be another.
+
+    def encode_with(self, encoding: Encoding) -> None:
+        """Offer a fast append that encodes; ``encoding.rebound`` is told it, now and whenever it changes."""
+        self._encoding = encoding
+        self._session = self._new_session(self._session.counters)
+        self._session.bind()
+
+    def _new_session(self, counters: Counters, *, late: bool = False) -> Session:
+        # Weak, so that a writer that everybody has forgotten is closed; its session then forwards to nobody.
+        reference = weakref.WeakMethod(self._append_record)
+
+        def forward(record: bytes) -> None:
+            append_record = reference()
+            if append_record is not None:
+                append_record(record)
+
+        return Session(self._settings, self._encoding, forward, counters, late=late)
+
+    def _live_session(self) -> Session:
+        """This process's session. Takes no lock, because after a fork any lock may be held by nobody for ever."""
+        session = self._session
+        while session.retired or not session.mark[0]:
+            # In a forked child even a session that the parent had closed starts afresh, and so do the counters.
+            forked = not session.mark[0]
+            heir = self._new_session(Counters() if forked else session.counters, late=session.retired)
+            heir = session.heir.setdefault("session", heir)  # atomic: of two threads, both go on with one
+            heir.bind()
+            session = heir
+        self._session = session
+        return session
+
+    def _append_record(self, record: bytes) -> None:
+        session = self._live_session()
+        if session.spool_kind() is None:
+            _sessions.add(weakref.ref(session, _sessions.discard))
+            self._register_exit_hooks()
+        session.append_record(record)
+
+    def _register_exit_hooks(self) -> None:
+        """Close at exit: events become visible sooner. Nothing depends on it; what stays behind, others flush."""
+        close = _closer(weakref.ref(self))
+        if not self._exit_hooks:
+            self._exit_hooks = True
+            atexit.register(close)
+        # A child of multiprocessing ends with os._exit: only its finalizers run. They are per process, and those of
+        # the parent are wiped when the child starts.
+        util = sys.modules.get("multiprocessing.util")
+        if util is not None:
+            util.Finalize(None, close, exitpriority=0)
+
+    def _glance(self) -> Control | None:
+        """The control file, without the lock."""
+        try:
+            return Control(self._session.paths.control, self._settings.names)
+        except (OSError, BadControl):
+            return None
+
+
+_SPOOL_BYTES = 1 << 20
+
+
+def _whole(value: Any) -> int:
+    """``value`` if it is a usable size; Settings refuses it otherwise."""
+    return value if isinstance(value, int) and 0 < value < 1 << 40 else 0
+
+
+def _rebuild(cls: type[SharedWriter], arguments: dict[str, Any]) -> SharedWriter:
+    return cls(**arguments)
+
+
+def _closer(reference: weakref.ref[SharedWriter]) -> Callable[[], None]:
+    def close() -> None:
+        writer = reference()
+        if writer is not None:
+            writer.close()
+
+    return close
+
+
+# The sessions that have something on disk, for the fork hooks.
+_sessions: set[weakref.ref[Session]] = set()
+_forking: dict[int, list[tuple[Session, bool, bool]]] = {}
+
+
+def _before_fork() -> None:
+    held = _forking[threading.get_ident()] = []
+    for reference in tuple(_sessions):
+        session = reference()
+        if session is not None and session.mark[0]:
+            held.append((session, *session.before_fork()))
+
+
+def _after_fork_in_parent() -> None:
+    for session, token, mutex in _forking.pop(threading.get_ident(), ()):
+        session.after_fork_in_parent(token, mutex)
+
+
+def _after_fork_in_child() -> None:
+    _forking.clear()
+    for reference in tuple(_sessions):
+        session = reference()
+        if session is not None and not session.mark[0]:
+            session.abandon()
+    _sessions.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
