@@ -16,7 +16,7 @@ One flush, for any spool, one's own or another's:
 What can go wrong, and what then:
 
 * killed in 3: intent is stored last, so it never names a spool whose positions are not those of this flush;
-* killed in 4: the segment holds the first ``size - committed`` bytes of the batch, and whoever comes next adds the rest;
+* killed in 4: the segment holds the first ``size - committed`` bytes of the batch, and the next flush adds the rest;
 * killed between 5 and 6: ``committed == expected_end`` says so, and only step 6 is repeated;
 * disk full in 4: as killed in 4, by the next flush that finds space;
 * the segment was deleted, moved or cut meanwhile: nothing of the batch counts, so ``intent = 0`` gives it up, and the
@@ -34,6 +34,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from profilis_mp.sharedlog.segment import OpenSegment
     from profilis_mp.sharedlog.spool import Spool
     from profilis_mp.sharedlog.stream import Stream
 
@@ -53,30 +54,31 @@ def flush(stream: Stream, spool: Spool) -> int:
     flushed = 0
     while spool.unflushed:
         start = spool.head
-        _begin(stream, spool)
-        finish(stream, spool)
+        segment = _begin(stream, spool)
+        _append_and_commit(stream, spool, segment, spool.batch)
         flushed += spool.head - start
     return flushed
 
 
-def _begin(stream: Stream, spool: Spool) -> None:
+def _begin(stream: Stream, spool: Spool) -> OpenSegment:
     """Steps 2 and 3. Caller has seen that no flush is in progress and that the spool holds bytes."""
     control = stream.control
     rotate_bytes = stream.settings.rotate_bytes
     frame = spool.frame_bytes
-    stream.active()
+    segment = stream.active()
     end = spool.next_batch_end(rotate_bytes - control.committed)
     if control.committed and control.committed + end - frame - spool.head > rotate_bytes:
-        stream.open_next()
+        segment = stream.open_next()
         end = spool.next_batch_end(rotate_bytes)
     spool.flush_to = end
     spool.expected_end = control.committed + end - frame - spool.head
     # I2: intent last. Who finds it set may trust flush_to and expected_end.
     control.intent = spool.id
+    return segment
 
 
 def finish(stream: Stream, spool: Spool) -> None:
-    """Steps 4 to 6, from wherever they were interrupted, or giving the flush up when its segment is not there any more.
+    """Steps 4 to 6 from wherever they were interrupted, or giving the flush up when its segment is not there any more.
 
     Caller has seen that ``control.intent`` is this spool's id.
 
@@ -84,18 +86,28 @@ def finish(stream: Stream, spool: Spool) -> None:
         OSError: As for :func:`flush`; the flush is still in progress.
     """
     control = stream.control
-    if control.committed != spool.expected_end:
-        batch = spool.batch
-        segment = stream.current()
-        size = segment.size_in_place() if segment is not None else None
-        done = -1 if size is None else size - control.committed
-        if segment is None or done < 0 or (done and not segment.holds(batch[:done], control.committed)):
-            control.intent = 0
-            return
-        segment.append(batch[done:])
-        stream.appended(segment)
-        # I1: the commit. Before it the batch is the spool's, after it the segment's; never both, never neither.
-        control.committed = spool.expected_end
+    if control.committed == spool.expected_end:
+        _leave(stream, spool)
+        return
+    batch = spool.batch
+    segment = stream.current()
+    size = segment.size_in_place() if segment is not None else None
+    done = -1 if size is None else size - control.committed
+    if segment is None or done < 0 or (done and not segment.holds(batch[:done], control.committed)):
+        control.intent = 0
+    else:
+        _append_and_commit(stream, spool, segment, batch[done:])
+
+
+def _append_and_commit(stream: Stream, spool: Spool, segment: OpenSegment, rest: memoryview) -> None:
+    segment.append(rest)
+    stream.appended(segment)
+    # I1: the commit. Before it the batch is the spool's, after it the segment's; never both, never neither.
+    stream.control.committed = spool.expected_end
+    _leave(stream, spool)
+
+
+def _leave(stream: Stream, spool: Spool) -> None:
     # I4: head before intent. The other way round, a death in between would flush the batch again.
     spool.head = spool.flush_to
-    control.intent = 0
+    stream.control.intent = 0

@@ -42,7 +42,7 @@ class Counters:
     """What happened to this process's records since it started, or was forked.
 
     Attributes:
-        events: A list of one integer, the records accepted; a list, because the fast path adds to it.
+        events: Records accepted, but for those that the session's fast path counts by itself.
         dropped: Records not written, by reason.
         flush_failures: Flushes that could not be done and were put off, by reason.
         flushes: Flushes done by this process for itself.
@@ -50,7 +50,7 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self.events = [0]
+        self.events = 0
         self.dropped: dict[str, int] = {}
         self.flush_failures: dict[str, int] = {}
         self.flushes = 0
@@ -99,7 +99,7 @@ class Outbox:
                     break
                 taken.append(spool)
                 fits = spool.append(record)
-            waiting = sum(spool.capacity for spool in taken if spool.unflushed)
+            waiting = sum(spool.size for spool in taken if spool.unflushed)
             if not fits and waiting < self._settings.spool_bytes:
                 spool = self._create(max(_ASIDE_BYTES, len(record) + FRAME_BYTES), framed=True)
                 taken.append(spool)
@@ -172,7 +172,7 @@ class Outbox:
         block = self._settings.on_full == "block"
         while True:
             if (block or self.may_retry()) and self.flush(self.patience_s):
-                if self.spool is None or size > self.spool.capacity:
+                if self.spool is None or not self.spool.takes(size):
                     self.replace(size)
                 return True
             left = started + self._settings.lock_timeout - time.monotonic()
@@ -210,7 +210,7 @@ class Outbox:
         """Put an empty spool of at least ``capacity`` in the place of the main one, if there is one, which is empty."""
         elder = self.spool
         spool = self._create(max(capacity, self._settings.spool_bytes), framed=False)
-        if spool.path is None and elder is not None and elder.path is None and elder.capacity >= capacity:
+        if spool.path is None and elder is not None and elder.path is None and elder.takes(capacity):
             spool.close()  # still no file to be had: the one in memory will do
             return
         self.spool = spool

@@ -34,7 +34,6 @@ from profilis_mp.sharedlog.outbox import Counters, Outbox
 from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import TAIL, Spool
 from profilis_mp.sharedlog.stream import StreamPaths
-from profilis_mp.sharedlog.words import store_fence
 
 __all__ = ["Encoding", "Session", "is_line"]
 
@@ -100,8 +99,7 @@ class Session:
         self._outbox = Outbox(self.paths, settings, counters)
         self._bound: Spool | None = None
         self._token = [0]
-        # Up to this tail an append needs no thought; -1 sends every one through append_record.
-        self._room = [-1]
+        self._fast = _NO_FAST_PATH
         self._inline = False
         self._next_step = 0.0
 
@@ -113,50 +111,18 @@ class Session:
         # A new list: whoever still has the old fast append finds the old list empty, now and for ever.
         self._token = [] if spool is not None else self._token
         if self._encoding is not None:
-            self._encoding.rebound(self._fast_append(spool, self._encoding))
+            self._count_fast()
+            self._fast = _fast_path(self, spool, self._token, self._encoding)
+            self._encoding.rebound(self._fast.append)
 
-    def _fast_append(self, spool: Spool | None, encoding: Encoding) -> Callable[[Any], None]:
-        """The hot path, closed over everything it needs."""
-        encode, flags, suspect, mend, _ = encoding
-        session, mark, room, events = self, self.mark, self._room, self.counters.events
-        claim, give_back = self._token.pop, self._token.append
-        # Before the first record there is no spool, and room is -1.
-        words: Any = spool.words if spool is not None else [0] * (TAIL + 1)
-        data: Any = spool.data if spool is not None else None
-        fence = store_fence
+    def _count_fast(self) -> None:
+        """Add up what the fast path has counted by itself, and end it. Caller holds the token."""
+        fast, self._fast = self._fast, _NO_FAST_PATH
+        self.counters.events += fast.appended()
 
-        def append(item: Any) -> None:
-            try:
-                record = encode(item, None, flags)
-                if record.rfind(suspect) >= 0:
-                    record = mend(item)
-            except Exception:
-                record = mend(item)
-            done = False
-            try:
-                tail = claim()
-                end = tail + len(record)
-                if end <= room[0] and mark[0]:
-                    data[tail:end] = record
-                    if fence is not None:
-                        fence()
-                    # I3: data before tail. A helper that sees the new tail must find the record complete.
-                    words[TAIL] = tail = end
-                    events[0] += 1
-                    done = True
-            except IndexError as error:
-                if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                    give_back(words[TAIL])  # not the claim's own: thrown in by a signal handler
-                    raise
-            except BaseException:
-                give_back(words[TAIL])  # thrown in after the claim: see the module
-                raise
-            else:
-                give_back(tail)
-            if not done:
-                session.append_record(record)
-
-        return append
+    def events(self) -> int:
+        """Records accepted since this process started, or was forked."""
+        return self.counters.events + self._fast.appended()
 
     # The slow path.
 
@@ -173,7 +139,7 @@ class Session:
             self._forward(record)
         else:
             self._count(self._outbox.append_aside(record))
-            self._room[0] = -1
+            self._fast.set_room(-1)
 
     def _append_claimed(self, record: bytes) -> None:
         """Caller holds the token."""
@@ -192,7 +158,7 @@ class Session:
 
     def _count(self, accepted: bool) -> None:
         if accepted:
-            self.counters.events[0] += 1
+            self.counters.events += 1
         else:
             self._outbox.drop()
 
@@ -224,11 +190,11 @@ class Session:
         if spool is not self._bound:
             self.bind()
         if spool is None or at_once or self._inline or self._outbox.aside_used:
-            self._room[0] = -1
+            self._fast.set_room(-1)
         else:
             # A quarter further when the flush did not succeed, so that it is tried again, but not at every event.
             buffer_size = self._settings.buffer_size
-            self._room[0] = min(spool.capacity, max(spool.head + buffer_size, spool.tail + buffer_size // 4))
+            self._fast.set_room(min(spool.size, max(spool.head + buffer_size, spool.tail + buffer_size // 4)))
 
     def _open(self) -> Spool:
         """The first record: create the spool, start the helper. Caller holds the token."""
@@ -332,6 +298,7 @@ class Session:
             return self.retired
         # The token is never given back: whoever finds the list empty sees `retired` and goes to the heir.
         self.retired = True
+        self._count_fast()
         flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
         self._outbox.close()
         helper, self.helper = self.helper, None
@@ -342,7 +309,7 @@ class Session:
     # Around a fork, where hooks run.
 
     def before_fork(self) -> tuple[bool, bool]:
-        """Take token and helper's mutex, so that no thread of ours holds the directory lock at the moment of the fork."""
+        """Take token and helper's mutex, so that no thread of ours holds the directory lock at the fork."""
         timeout_s = self._settings.lock_timeout
         helper = self.helper
         mutex = helper is not None and helper.mutex.acquire(timeout=timeout_s)
@@ -362,6 +329,67 @@ class Session:
             helper.close()
         self._outbox.abandon()
 
+
+class _FastPath(NamedTuple):
+    """What :func:`_fast_path` makes.
+
+    Attributes:
+        append: Encodes and appends one item.
+        set_room: Says up to which tail an append needs no thought; -1 sends every one through ``append_record``.
+        appended: How many records it has appended.
+    """
+
+    append: Callable[[Any], None]
+    set_room: Callable[[int], None]
+    appended: Callable[[], int]
+
+
+def _fast_path(session: Session, spool: Spool | None, token: list[int], encoding: Encoding) -> _FastPath:
+    """The hot path: a closure over everything it needs, because attribute loads would double its cost."""
+    encode, flags, suspect, mend, _ = encoding
+    mark, claim, give_back = session.mark, token.pop, token.append
+    # Before the first record there is no spool, and room is -1.
+    words: Any = spool.ordered if spool is not None else [0] * (TAIL + 1)
+    buffer: Any = spool.bytes if spool is not None else None
+    room, count = -1, 0
+
+    def append(item: Any) -> None:
+        nonlocal count
+        try:
+            record = encode(item, None, flags)
+            if record.rfind(suspect) >= 0:
+                record = mend(item)
+        except Exception:
+            record = mend(item)
+        try:
+            tail = claim()
+            end = tail + len(record)
+            if end <= room and mark[0]:
+                buffer[tail:end] = record
+                # I3: data before tail. A helper that sees the new tail must find the record complete.
+                words[TAIL] = tail = end
+                count += 1
+        except IndexError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                give_back(words[TAIL])  # not the claim's own: thrown in by a signal handler
+                raise
+            session.append_record(record)
+            return
+        except BaseException:
+            give_back(words[TAIL])  # thrown in after the claim: see the module
+            raise
+        give_back(tail)
+        if tail != end:
+            session.append_record(record)
+
+    def set_room(tail: int) -> None:
+        nonlocal room
+        room = tail
+
+    return _FastPath(append, set_room, lambda: count)
+
+
+_NO_FAST_PATH = _FastPath(lambda item: None, lambda tail: None, lambda: 0)
 
 _HOLDERS = frozenset({"append", "_append_claimed", "flush", "rotate", "close", "before_fork"})
 

@@ -6,7 +6,9 @@ A spool is one mapped, preallocated file that one process writes and anybody may
     word 1     framing: 0 lines, 1 framed   word 16     head          (only under the directory lock)
     word 2     owner's pid, for people      word 17     flush_to      (only under the directory lock)
     word 3     creation time, ns            word 18     expected_end  (only under the directory lock)
-    byte 4096  data: what is not flushed yet is data[head:tail]; tail < head means empty
+    byte 4096  data: what is not flushed yet lies in the file from head to tail; tail < head means empty
+
+tail, head and flush_to are offsets in the file; an empty spool starts again with all of them at 4096.
 
 The owner holds a lock on the file for its whole life, so "is it dead?" is one try of that lock: pids are reused, and
 mean nothing in another container. A spool gets its name only once it is locked and complete.
@@ -26,7 +28,7 @@ import time
 
 from filelock import lock_descriptor
 
-from profilis_mp.sharedlog.words import WordMap, open_regular, store_fence
+from profilis_mp.sharedlog.words import OrderedWords, WordMap, open_regular, store_fence
 
 __all__ = ["FRAME_BYTES", "HEADER_BYTES", "TAIL", "BadSpool", "Spool", "spool_id_of"]
 
@@ -47,21 +49,25 @@ class Spool:
     Attributes:
         id: Non-zero u64; the file is named by its 16 hexadecimal digits.
         path: The file; None for a spool in memory, which nobody else can flush.
-        words: The header's words; the owner stores ``words[TAIL]``.
-        data: The bytes.
-        capacity: Their number.
+        words: The header's words.
+        ordered: The same, for the owner to store ``ordered[TAIL]``, which makes a record visible.
+        bytes: The map, for the owner to copy records into.
+        size: Its length, and the file's.
         framed: Whether each record is preceded by its length.
         pid: The owner's process id, as the owner saw it.
     """
 
-    def __init__(self, fd: int, capacity: int, spool_id: int, path: str | None) -> None:
+    def __init__(self, fd: int, size: int, spool_id: int, path: str | None) -> None:
         self._fd = fd
-        self._map = WordMap(fd, HEADER_BYTES + capacity, HEADER_BYTES)
+        self._map = WordMap(fd, size, HEADER_BYTES)
         self.words = self._map.words
-        self.data = self._map.data
-        self.capacity = capacity
+        self.ordered = self.words if store_fence is None else OrderedWords(self.words, store_fence)
+        self.bytes = self._map.bytes
+        self.size = size
         self.id = spool_id
         self.path = path
+        status = os.fstat(fd) if fd >= 0 else None
+        self._identity = (status.st_dev, status.st_ino) if status is not None else None
         self.framed = bool(self.words[_FRAMED])
         self.pid = self.words[_PID]
 
@@ -80,7 +86,7 @@ class Spool:
             lock_descriptor(fd, blocking=False)  # nobody else can have it: the name is new
             # Preallocated: a store into a sparse page on a full disk is a SIGBUS, not an error.
             os.posix_fallocate(fd, 0, HEADER_BYTES + capacity)
-            spool = cls(fd, capacity, spool_id, path)
+            spool = cls(fd, HEADER_BYTES + capacity, spool_id, path)
             spool._initialise(framed)
             os.rename(unfinished, path)
         except BaseException:
@@ -95,7 +101,7 @@ class Spool:
     @classmethod
     def in_memory(cls, capacity: int, *, framed: bool) -> Spool:
         """A spool without a file, for when none can be created: it dies with its process."""
-        spool = cls(-1, capacity, _new_id(), None)
+        spool = cls(-1, HEADER_BYTES + capacity, _new_id(), None)
         spool._initialise(framed)
         return spool
 
@@ -110,10 +116,9 @@ class Spool:
         fd = open_regular(path, os.O_RDWR)
         try:
             status = os.fstat(fd)
-            capacity = status.st_size - HEADER_BYTES
-            if not stat.S_ISREG(status.st_mode) or capacity <= 0:
+            if not stat.S_ISREG(status.st_mode) or status.st_size <= HEADER_BYTES:
                 raise BadSpool(f"{status.st_size} bytes")
-            spool = cls(fd, capacity, spool_id_of(path) or 0, path)
+            spool = cls(fd, status.st_size, spool_id_of(path) or 0, path)
             try:
                 spool.check()
             except BadSpool:
@@ -129,6 +134,7 @@ class Spool:
         words[_FRAMED] = self.framed = framed
         words[_PID] = self.pid = os.getpid()
         words[_CREATED] = time.time_ns()
+        words[TAIL] = words[_HEAD] = words[_FLUSH_TO] = HEADER_BYTES
         words[0] = _MAGIC
 
     def check(self) -> None:
@@ -140,8 +146,9 @@ class Spool:
         words = self.words
         if words[0] != _MAGIC or words[_FRAMED] > 1:
             raise BadSpool("not a spool of this version")
-        if max(words[TAIL], words[_HEAD], words[_FLUSH_TO]) > self.capacity or words[_EXPECTED_END] >= 1 << 62:
-            raise BadSpool("positions beyond the end of the file")
+        positions = (words[TAIL], words[_HEAD], words[_FLUSH_TO])
+        if min(positions) < HEADER_BYTES or max(positions) > self.size or words[_EXPECTED_END] >= 1 << 62:
+            raise BadSpool(f"positions {positions} in a file of {self.size} bytes")
 
     # What is in it.
 
@@ -163,6 +170,10 @@ class Spool:
     @head.setter
     def head(self, value: int) -> None:
         self.words[_HEAD] = value
+
+    def takes(self, size: int) -> bool:
+        """Whether a record of ``size`` bytes fits into the spool when it is empty."""
+        return HEADER_BYTES + self.frame_bytes + size <= self.size
 
     @property
     def flush_to(self) -> int:
@@ -190,7 +201,7 @@ class Spool:
     @property
     def batch(self) -> memoryview:
         """The bytes of the flush in progress: data[head:flush_to], without the frame of a framed record."""
-        return self.data[self.head + self.frame_bytes : self.flush_to]
+        return self._map.view[self.head + self.frame_bytes : self.flush_to]
 
     def next_batch_end(self, room: int) -> int:
         """Where to cut the next batch so that it has at most ``room`` bytes, or one record if that alone has more.
@@ -201,16 +212,16 @@ class Spool:
         if store_fence is not None:
             store_fence()  # the record's bytes must not be read before the tail that covers them
         if self.framed:
-            return head + FRAME_BYTES + int.from_bytes(self.data[head : head + FRAME_BYTES], sys.byteorder)
+            return head + FRAME_BYTES + int.from_bytes(self._map.view[head : head + FRAME_BYTES], sys.byteorder)
         if tail - head <= room:
             return tail
         # The last newline within the room; if there is none, the first one beyond it.
-        within = bytes(self.data[head : head + max(room, 0)]).rfind(b"\n")
+        within = bytes(self._map.view[head : head + max(room, 0)]).rfind(b"\n")
         if within >= 0:
             return head + within + 1
         step = 1 << 16
         for start in range(head + max(room, 0), tail, step):
-            found = bytes(self.data[start : min(start + step, tail)]).find(b"\n")
+            found = bytes(self._map.view[start : min(start + step, tail)]).find(b"\n")
             if found >= 0:
                 return start + found + 1
         return tail
@@ -222,23 +233,21 @@ class Spool:
         tail = self.words[TAIL]
         start = tail + self.frame_bytes
         end = start + len(record)
-        if end > self.capacity:
+        if end > self.size:
             return False
         if self.framed:
-            self.data[tail:start] = len(record).to_bytes(FRAME_BYTES, sys.byteorder)
-        self.data[start:end] = record
-        if store_fence is not None:
-            store_fence()
+            self.bytes[tail:start] = len(record).to_bytes(FRAME_BYTES, sys.byteorder)
+        self.bytes[start:end] = record
         # I3: data before tail. A helper that sees the new tail must find the record complete.
-        self.words[TAIL] = end
+        self.ordered[TAIL] = end
         return True
 
     def reset(self) -> None:
         """Start again at the front. Caller is the owner, holds the directory lock, and the spool is empty."""
         # I6: tail first. Between the two stores tail < head, which means empty; the other way round,
-        # data[0:tail] would for a moment be unflushed once more.
-        self.words[TAIL] = 0
-        self.words[_HEAD] = 0
+        # everything before tail would for a moment be unflushed once more.
+        self.words[TAIL] = HEADER_BYTES
+        self.words[_HEAD] = HEADER_BYTES
 
     # Its life.
 
@@ -247,11 +256,10 @@ class Spool:
         if self.path is None:
             return False
         try:
-            named, held = os.stat(self.path, follow_symlinks=False), os.fstat(self._fd)
+            status = os.stat(self.path, follow_symlinks=False)
         except OSError:
             return False
-        same = (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
-        return same and held.st_size >= HEADER_BYTES + self.capacity
+        return (status.st_dev, status.st_ino) == self._identity and status.st_size >= self.size
 
     def owner_is_dead(self) -> bool:
         """Whether the lifetime lock was free; from then on this view holds it, so that one process drains."""

@@ -13,31 +13,35 @@ import platform
 import threading
 from collections.abc import Callable
 
-__all__ = ["WordMap", "open_regular", "store_fence"]
+__all__ = ["OrderedWords", "WordMap", "open_regular", "store_fence"]
 
 
 class WordMap:
-    """One shared map: ``words`` (u64, native order) over the first ``header_bytes``, ``data`` (bytes) after them.
+    """One shared map: ``words`` (u64, native order) over its header, ``view`` and ``bytes`` over all of it.
 
     Owns the map, not the descriptor. The map keeps a duplicate of the descriptor, so a lock taken on the
     descriptor lives until both are closed.
+
+    Attributes:
+        words: The header's words.
+        view: All of it, for reading without a copy.
+        bytes: The map itself; assigning a slice of it is the fastest copy there is.
     """
 
-    __slots__ = ("_map", "data", "words")
+    __slots__ = ("bytes", "view", "words")
 
     def __init__(self, fd: int, size: int, header_bytes: int) -> None:
         # fd -1: private to this process and its forks, the fallback when no file can be had.
-        self._map = mmap.mmap(fd, size)
-        view = memoryview(self._map)
-        self.words = view[:header_bytes].cast("Q")
-        self.data = view[header_bytes:]
+        self.bytes = mmap.mmap(fd, size)
+        self.view = memoryview(self.bytes)
+        self.words = self.view[:header_bytes].cast("Q")
 
     def close(self) -> None:
-        """Unmap. Views taken from ``data`` must be released first; otherwise the map goes with the last of them."""
+        """Unmap. Views taken from ``view`` must be released first; otherwise the map goes with the last of them."""
         self.words.release()
-        self.data.release()
+        self.view.release()
         try:
-            self._map.close()
+            self.bytes.close()
         except BufferError:
             # A view is still exported (a thread of the parent was copying at the fork): the collector unmaps later.
             pass
@@ -60,6 +64,22 @@ def _lock_fence() -> Callable[[], None]:
 store_fence: Callable[[], None] | None = (
     None if platform.machine().lower() in {"x86_64", "amd64", "i686", "i386"} else _lock_fence()
 )
+
+
+class OrderedWords:
+    """Words whose stores become visible after every earlier store, for processors that do not promise it."""
+
+    def __init__(self, words: memoryview, fence: Callable[[], None]) -> None:
+        self._words = words
+        self._fence = fence
+
+    def __getitem__(self, index: int) -> int:
+        value: int = self._words[index]
+        return value
+
+    def __setitem__(self, index: int, value: int) -> None:
+        self._fence()
+        self._words[index] = value
 
 
 def open_regular(path: str, flags: int, mode: int = 0o600) -> int:

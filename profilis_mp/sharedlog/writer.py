@@ -246,7 +246,7 @@ class SharedWriter:
         session = self._live_session()
         counters, helper = session.counters, session.helper
         return {
-            "events": counters.events[0],
+            "events": session.events(),
             "dropped": dict(counters.dropped),
             "flushes": counters.flushes,
             "flush_failures": dict(counters.flush_failures),
