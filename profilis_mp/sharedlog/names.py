@@ -35,7 +35,7 @@ _INDEX_SPEC = re.compile(r"0?\d{0,2}d?")
 
 
 class SegmentName(NamedTuple):
-    """One name and what it was made of. Sorts by age within a stream.
+    """One name and what it was made of.
 
     Attributes:
         stamp_ns: The timestamp in the name, nanoseconds since the epoch; 0 for a template without one.
@@ -46,6 +46,10 @@ class SegmentName(NamedTuple):
     stamp_ns: int
     number: int
     text: str
+
+    def age(self) -> tuple[int, int]:
+        """Sorts a stream's names from the eldest to the youngest."""
+        return self.stamp_ns, self.number
 
 
 class SegmentNames:
@@ -164,7 +168,7 @@ class SegmentNames:
 
     def latest(self, listing: Iterable[str]) -> SegmentName | None:
         """The youngest of the stream's names in a directory listing, compressed ones included."""
-        return max((name for text in listing if (name := self.parse_any(text)) is not None), default=None)
+        return max(filter(None, map(self.parse_any, listing)), key=SegmentName.age, default=None)
 
     def _find_extension(self) -> int:
         """Which part holds the extension: the first literal with a dot after the last field (-1: none)."""
