@@ -6,7 +6,6 @@ One 4 KiB map per stream, changed only by the holder of the directory lock (the 
     word 1        selector: which of the two slots is current, 0 or 1
     word 2        intent: id of the spool whose flush is in progress, 0 for none
     word 3        heartbeat: CLOCK_MONOTONIC of the last tick, nanoseconds; written without the lock
-    words 4-7     limits that the latest writer stated: rotate_bytes, rotate_ns, file mode, local time (0 or 1)
     byte 512      slot 0      byte 1024      slot 1
 
     slot: word 0 generation, 1 opened_ns, 2 committed, 3 stamp_ns, 4 index, 5 name length, then the name (UTF-8)
@@ -19,16 +18,15 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import NamedTuple
 
 from profilis_mp.sharedlog.names import SegmentName, SegmentNames
 from profilis_mp.sharedlog.words import WordMap, open_regular
 
-__all__ = ["CONTROL_BYTES", "BadControl", "Control", "Limits"]
+__all__ = ["CONTROL_BYTES", "BadControl", "Control"]
 
 CONTROL_BYTES = 4096
 _MAGIC = int.from_bytes(b"pmpctl\x00\x01", "big")
-_SELECTOR, _INTENT, _HEARTBEAT, _LIMITS = 1, 2, 3, 4
+_SELECTOR, _INTENT, _HEARTBEAT = 1, 2, 3
 _SLOT_WORDS = (512 // 8, 1024 // 8)
 _GENERATION, _OPENED, _COMMITTED, _STAMP, _INDEX, _LENGTH, _NAME = range(7)
 _NAME_BYTES = 512 - _NAME * 8
@@ -36,15 +34,6 @@ _NAME_BYTES = 512 - _NAME * 8
 
 class BadControl(Exception):
     """The control file is not one: garbage, cut short, or of another version. It is set aside, never trusted."""
-
-
-class Limits(NamedTuple):
-    """What recovery needs to know and has nobody to ask: the limits of the stream's latest writer."""
-
-    rotate_bytes: int
-    rotate_ns: int
-    file_mode: int
-    local_time: int
 
 
 class Control:
@@ -197,16 +186,6 @@ class Control:
     @heartbeat_ns.setter
     def heartbeat_ns(self, now_ns: int) -> None:
         self._words[_HEARTBEAT] = now_ns
-
-    @property
-    def limits(self) -> Limits:
-        """The limits of the latest writer; all 0 when nobody has stated any."""
-        return Limits(*self._words[_LIMITS : _LIMITS + 4])
-
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        for offset, value in enumerate(limits):
-            self._words[_LIMITS + offset] = value
 
     def _check(self, names: SegmentNames) -> None:
         words = self._words

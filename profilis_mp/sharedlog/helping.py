@@ -23,12 +23,10 @@ from profilis_mp.errors import LockTimeout
 from profilis_mp.sharedlog import commit
 from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.settings import Settings
-from profilis_mp.sharedlog.spool import BadSpool, Spool, spool_id_of
+from profilis_mp.sharedlog.spool import UNFINISHED, BadSpool, Spool, spool_id_of
 from profilis_mp.sharedlog.stream import Stream, StreamPaths
 
 __all__ = ["Helped", "Helper", "Helping"]
-
-_UNFINISHED_AGE_S = 60.0
 
 
 @dataclass(slots=True)
@@ -51,11 +49,18 @@ class Helped:
 
 
 class Helping:
-    """Flushes other processes' spools. For one thread; its descriptors are its own, so flock works within a process."""
+    """Flushes other processes' spools. For one thread; its descriptors are its own, so flock works within a process.
 
-    def __init__(self, paths: StreamPaths, settings: Settings) -> None:
+    Args:
+        paths: The stream's files.
+        settings: The helper's; its limits apply to what it flushes.
+        adopt_limits: Apply each spool's own limits instead, for a helper that has none.
+    """
+
+    def __init__(self, paths: StreamPaths, settings: Settings, *, adopt_limits: bool = False) -> None:
         self.stream = Stream(paths, settings)
         self._paths = paths
+        self._adopt_limits = adopt_limits
         self._spools: dict[str, Spool] = {}
 
     def round(self, timeout_s: float, *, live: bool = True) -> Helped:
@@ -73,8 +78,8 @@ class Helping:
         for name in self._spools.keys() - set(listing):
             self._spools.pop(name).close()
         for name in listing:
-            if name.endswith(".new"):
-                self._remove_unfinished(name)
+            if name.endswith(UNFINISHED):
+                Spool.remove_unfinished(f"{self._paths.spools}/{name}")
             elif spool_id_of(name) is not None:
                 self._help(name, timeout_s, live, helped)
         return helped
@@ -95,6 +100,8 @@ class Helping:
             dead = spool.owner_is_dead()
             helped.live_spools += not dead
             if dead or (live and spool.unflushed):
+                if self._adopt_limits:
+                    self.stream.settings = self.stream.settings.with_limits(spool.limits)
                 self.stream.acquire(timeout_s)
                 try:
                     helped.flushed_bytes += commit.flush(self.stream, spool)
@@ -132,15 +139,6 @@ class Helping:
         spool = self._spools.pop(name, None)
         if spool is not None:
             spool.close()
-
-    def _remove_unfinished(self, name: str) -> None:
-        """Remove what a process that died while creating its spool has left; it never held a record."""
-        path = f"{self._paths.spools}/{name}"
-        try:
-            if time.time() - os.stat(path, follow_symlinks=False).st_mtime > _UNFINISHED_AGE_S:
-                os.unlink(path)
-        except OSError:
-            pass
 
 
 class Helper:

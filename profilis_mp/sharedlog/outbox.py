@@ -123,7 +123,6 @@ class Outbox:
         try:
             stream.acquire(timeout_s, spools)
             try:
-                stream.state_limits()
                 for spool in spools:
                     spool.check()
                     commit.flush(stream, spool)
@@ -246,7 +245,7 @@ class Outbox:
         """A spool on disk, or in memory when there cannot be one."""
         try:
             self._paths.create()
-            return Spool.create(self._paths.spools, capacity, framed=framed)
+            return Spool.create(self._paths.spools, capacity, self._settings.limits, framed=framed)
         except OSError as error:
             self._failure = _REASONS.get(error.errno or 0, "os_error")
             diagnostics.warn(

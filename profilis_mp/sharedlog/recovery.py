@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from profilis_mp import diagnostics
 from profilis_mp.errors import ConfigError, LockTimeout
-from profilis_mp.sharedlog.control import BadControl, Control, Limits
 from profilis_mp.sharedlog.helping import Helping
 from profilis_mp.sharedlog.names import SegmentNames
 from profilis_mp.sharedlog.settings import Settings, check_log_directory
@@ -77,7 +76,7 @@ def recover(dir: str | os.PathLike[str], *, timeout_s: float = 5.0) -> RecoveryR
 
 def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: float) -> None:
     paths = StreamPaths(report.directory, names.stream)
-    helping = Helping(paths, _settings_of(paths, names))
+    helping = Helping(paths, _settings_of(report.directory, names), adopt_limits=True)
     try:
         control = helping.stream.peek()
         interrupted = control is not None and control.intent != 0
@@ -100,28 +99,18 @@ def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: floa
     report.failures += helped.failures
 
 
-def _settings_of(paths: StreamPaths, names: SegmentNames) -> Settings:
-    """The limits that the stream's latest writer stated; the defaults when none is known."""
-    limits = Limits(0, 0, 0, 0)
-    try:
-        control = Control(paths.control, names)
-    except (OSError, BadControl):
-        pass
-    else:
-        limits = control.limits
-        control.close()
-    if limits.local_time:
-        names = SegmentNames.of_stream(names.stream, local_time=True)
+def _settings_of(directory: str, names: SegmentNames) -> Settings:
+    """What does not come with a spool; whoever recovers has no settings of its own."""
     return Settings(
-        dir=paths.log,
+        dir=directory,
         names=names,
-        rotate_bytes=limits.rotate_bytes or 10 * 1024 * 1024,
-        rotate_secs=min(limits.rotate_ns / 1e9, 1e9) or 3600.0,
-        buffer_size=64 * 1024,
-        spool_bytes=1 << 20,
-        flush_interval=0.5,
-        lock_timeout=1.0,
+        rotate_bytes=1,
+        rotate_secs=1.0,
+        buffer_size=1,
+        spool_bytes=1,
+        flush_interval=1.0,
+        lock_timeout=0.0,
         on_full="drop",
         fsync="never",
-        file_mode=limits.file_mode & 0o777 | 0o600 if limits.file_mode else 0o640,
+        file_mode=0o640,
     )

@@ -10,18 +10,20 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EACCES, ENOTDIR, ENOTSUP
 from typing import Any, Literal, get_args
 
 from profilis_mp.errors import ConfigError, LogDirectoryError
 from profilis_mp.sharedlog.names import SegmentNames
+from profilis_mp.sharedlog.spool import Limits
 
 __all__ = ["Fsync", "OnFull", "Settings", "check_log_directory"]
 
 Fsync = Literal["never", "seal", "interval", "always"]
 OnFull = Literal["drop", "block"]
 
+_LONGEST_S = 1e9
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs"}
     | {"nfs4", "smb3", "smbfs"}
@@ -65,6 +67,24 @@ class Settings:
             raise ConfigError("file_mode", f"{mode!r} is no mode that its owner can read and write, such as 0o640")
 
     @property
+    def limits(self) -> Limits:
+        """What the spool tells recovery."""
+        return Limits(self.rotate_bytes, self.rotate_ns, self.file_mode, int(self.names.local_time))
+
+    def with_limits(self, limits: Limits) -> Settings:
+        """The same under another writer's limits."""
+        names = self.names
+        if names.local_time != bool(limits.local_time):
+            names = SegmentNames.of_stream(names.stream, local_time=bool(limits.local_time))
+        return replace(
+            self,
+            names=names,
+            rotate_bytes=limits.rotate_bytes,
+            rotate_secs=min(limits.rotate_ns / 1e9, _LONGEST_S),
+            file_mode=limits.file_mode,
+        )
+
+    @property
     def rotate_ns(self) -> int:
         """``rotate_secs`` in nanoseconds; what does not fit a u64 word is never reached anyway."""
         return min(int(self.rotate_secs * 1e9), (1 << 63) - 1)
@@ -79,7 +99,7 @@ def _check_number(argument: str, value: Any, *, whole: bool, zero: bool = False)
         raise ConfigError(argument, f"{value!r} must be {'0 or more' if zero else 'more than 0'}")
     if whole and value >= 1 << 62:
         raise ConfigError(argument, f"{value!r} is too large")
-    if not whole and value > 1e9:
+    if not whole and value > _LONGEST_S:
         raise ConfigError(argument, f"{value!r} s is too long")
 
 

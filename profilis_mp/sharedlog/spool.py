@@ -6,6 +6,7 @@ A spool is one mapped, preallocated file that one process writes and anybody may
     word 1     framing: 0 lines, 1 framed   word 16     head          (only under the directory lock)
     word 2     owner's pid, for people      word 17     flush_to      (only under the directory lock)
     word 3     creation time, ns            word 18     expected_end  (only under the directory lock)
+    words 4-7  the owner's limits
     byte 4096  data: what is not flushed yet lies in the file from head to tail; tail < head means empty
 
 tail, head and flush_to are offsets in the file; an empty spool starts again with all of them at 4096.
@@ -25,22 +26,33 @@ import os
 import stat
 import sys
 import time
+from typing import NamedTuple
 
 from filelock import lock_descriptor
 
 from profilis_mp.sharedlog.words import OrderedWords, WordMap, open_regular, store_fence
 
-__all__ = ["FRAME_BYTES", "HEADER_BYTES", "TAIL", "BadSpool", "Spool", "spool_id_of"]
+__all__ = ["FRAME_BYTES", "HEADER_BYTES", "TAIL", "UNFINISHED", "BadSpool", "Limits", "Spool", "spool_id_of"]
 
 HEADER_BYTES = 4096
 FRAME_BYTES = 8
+UNFINISHED = ".new"
 _MAGIC = int.from_bytes(b"pmpspl\x00\x01", "big")
-_FRAMED, _PID, _CREATED = 1, 2, 3
+_FRAMED, _PID, _CREATED, _LIMITS = 1, 2, 3, 4
 TAIL, _HEAD, _FLUSH_TO, _EXPECTED_END = 8, 16, 17, 18
 
 
 class BadSpool(Exception):
     """The file is no spool: garbage, cut short, or of another version. It is set aside, never trusted."""
+
+
+class Limits(NamedTuple):
+    """What recovery must know of a dead writer's settings: ``local_time`` is 0 or 1, the rest as in Settings."""
+
+    rotate_bytes: int
+    rotate_ns: int
+    file_mode: int
+    local_time: int
 
 
 class Spool:
@@ -72,7 +84,7 @@ class Spool:
         self.pid = self.words[_PID]
 
     @classmethod
-    def create(cls, directory: str, capacity: int, *, framed: bool, mode: int = 0o600) -> Spool:
+    def create(cls, directory: str, capacity: int, limits: Limits, *, framed: bool, mode: int = 0o600) -> Spool:
         """Create, lock and preallocate this process's spool.
 
         Raises:
@@ -80,17 +92,23 @@ class Spool:
         """
         spool_id = _new_id()
         path = f"{directory}/{spool_id:016x}"
-        unfinished = f"{path}.new"
+        unfinished = f"{path}{UNFINISHED}"
         fd = open_regular(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         try:
-            lock_descriptor(fd, blocking=False)  # nobody else can have it: the name is new
+            lock_descriptor(fd)  # waits for nobody but one who takes it for a dead process's, see remove_unfinished
             # Preallocated: a store into a sparse page on a full disk is a SIGBUS, not an error.
             os.posix_fallocate(fd, 0, HEADER_BYTES + capacity)
             spool = cls(fd, HEADER_BYTES + capacity, spool_id, path)
             spool._initialise(framed)
+            for offset, value in enumerate(limits):
+                spool.words[_LIMITS + offset] = value
             os.rename(unfinished, path)
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, FileNotFoundError):
+                return cls.create(
+                    directory, capacity, limits, framed=framed, mode=mode
+                )  # it was taken for a dead process's
             try:
                 os.unlink(unfinished)
             except OSError:
@@ -146,9 +164,17 @@ class Spool:
         words = self.words
         if words[0] != _MAGIC or words[_FRAMED] > 1:
             raise BadSpool("not a spool of this version")
+        limits = self.limits
+        if self.path is not None and not (limits.rotate_bytes and limits.rotate_ns and limits.file_mode < 0o1000):
+            raise BadSpool(f"{limits}")
         positions = (words[TAIL], words[_HEAD], words[_FLUSH_TO])
         if min(positions) < HEADER_BYTES or max(positions) > self.size or words[_EXPECTED_END] >= 1 << 62:
             raise BadSpool(f"positions {positions} in a file of {self.size} bytes")
+
+    @property
+    def limits(self) -> Limits:
+        """The owner's limits, as it left them for whoever flushes the spool after its death."""
+        return Limits(*self.words[_LIMITS : _LIMITS + 4])
 
     # What is in it.
 
@@ -250,6 +276,21 @@ class Spool:
         self.words[_HEAD] = HEADER_BYTES
 
     # Its life.
+
+    @staticmethod
+    def remove_unfinished(path: str) -> None:
+        """Remove a spool whose owner died while creating it; it never held a record."""
+        try:
+            fd = open_regular(path, os.O_RDWR)
+        except OSError:
+            return
+        try:
+            if lock_descriptor(fd, blocking=False):
+                os.unlink(path)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
 
     def is_in_place(self) -> bool:
         """Does the file still have its name and its length?  A store beyond its end would be a SIGBUS."""

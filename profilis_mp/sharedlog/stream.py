@@ -15,7 +15,7 @@ from errno import ELOOP, ENOTDIR
 
 from profilis_mp.errors import CorruptSegment, LogDirectoryError
 from profilis_mp.sharedlog import commit
-from profilis_mp.sharedlog.control import BadControl, Control, Limits
+from profilis_mp.sharedlog.control import BadControl, Control
 from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.segment import OpenSegment, name_is_taken, sync_directory
@@ -71,6 +71,7 @@ class Stream:
     """Descriptors and maps for one thread. Everything but ``acquire`` needs the directory lock.
 
     Attributes:
+        settings: Whose limits apply; recovery takes those of the spool that it flushes.
         control: The control file; valid while the lock is held.
         notices: (key, text) pairs to warn about once the lock is released; nothing logs under it.
     """
@@ -223,13 +224,6 @@ class Stream:
         if segment is not None:
             segment.sync()
             self._synced = position
-
-    def state_limits(self) -> None:
-        """Leave this writer's limits in the control file, for recovery, which has nobody to ask."""
-        settings = self.settings
-        limits = Limits(settings.rotate_bytes, settings.rotate_ns, settings.file_mode, int(settings.names.local_time))
-        if self.control.limits != limits:
-            self.control.limits = limits
 
     def set_aside(self, path: str, reason: object) -> None:
         """Rename what cannot be trusted, so that an operator can look at it and nobody reads it again."""

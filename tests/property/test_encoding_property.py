@@ -6,6 +6,7 @@ import datetime
 import decimal
 import json
 import math
+import uuid
 from typing import Any
 
 import orjson
@@ -52,13 +53,12 @@ hashable = (
     | st.complex_numbers()
     | st.builds(Unprintable)
 )
+# Those that the dict itself refuses, or that hypothesis cannot compare, are the unit tests' business.
+keys = hashable.filter(lambda key: not isinstance(key, Unprintable | decimal.Decimal))
 hostile = st.recursive(
     hashable | st.builds(object) | st.builds(bytearray, st.binary()) | st.builds(iter, st.lists(st.integers())),
     lambda inner: (
-        st.lists(inner)
-        | st.tuples(inner, inner)
-        | st.dictionaries(hashable.filter(lambda key: not isinstance(key, Unprintable)), inner)
-        | st.sets(st.integers() | st.text())
+        st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(keys, inner) | st.sets(st.integers() | st.text())
     ),
     max_leaves=30,
 )
@@ -109,7 +109,7 @@ def test_no_value_is_lost_whatever_happens_to_its_key(event: dict[str, Any]) -> 
     assert size(record) == size(event)
 
 
-NATURAL = (datetime.date, datetime.time)
+NATURAL = (bool, datetime.date, datetime.time, uuid.UUID)
 
 
 def needs_a_mark(value: Any) -> bool:
@@ -118,7 +118,7 @@ def needs_a_mark(value: Any) -> bool:
         return not math.isfinite(value)
     if isinstance(value, str):
         return any("\ud800" <= letter <= "\udfff" for letter in value)
-    if isinstance(value, bool | None) or isinstance(value, NATURAL):
+    if value is None or isinstance(value, NATURAL):
         return False
     if isinstance(value, int):
         return not -(2**63) <= value < 2**64
@@ -126,7 +126,7 @@ def needs_a_mark(value: Any) -> bool:
         return any(not isinstance(key, str) or needs_a_mark(key) or needs_a_mark(item) for key, item in value.items())
     if isinstance(value, list | tuple):
         return any(map(needs_a_mark, value))
-    return type(value).__name__ != "UUID"
+    return True
 
 
 @given(st.dictionaries(utf8.filter(lambda key: key != "_altered"), hostile))
