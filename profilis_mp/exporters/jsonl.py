@@ -130,7 +130,7 @@ class JSONLExporter:
         self._emits = kind.emit is not JSONLExporter.emit
         self.never_waits = not (self._writes_lines or self._emits or kind.export is not JSONLExporter.export)
         self._append: Callable[[Any], None]
-        self._writer.encode_with(Encoding(orjson.dumps, FLAGS, SUSPECT, self._encoder.mend, self._rebound))
+        self._writer.encode_with(Encoding(dict, orjson.dumps, FLAGS, SUSPECT, self._encoder.mend, self._rebound))
         self._own_attributes = frozenset(vars(self))
 
     def _rebound(self, append: Callable[[Any], None]) -> None:

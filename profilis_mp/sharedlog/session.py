@@ -42,17 +42,20 @@ class Encoding(NamedTuple):
     """How items become records on the fast path.
 
     Attributes:
+        kind: The type of the items that ``encode`` is good for; all others go to ``mend``.
         encode: Called as ``encode(item, None, flags)``; returns one line, newline included. (``orjson.dumps`` fits.)
         flags: Its third argument.
-        suspect: A record with these bytes in it is not trusted but given to ``mend``.
-        mend: Encodes an item that ``encode`` refused, or whose record is suspect. Raises no Exception.
+        suspect: A record with these bytes in it is not trusted but goes to ``mend``.
+        mend: Called as ``mend(item, record)`` with a suspect record, and with None when there is none. Returns one line,
+            and raises no Exception.
         rebound: Told the fast append whenever there is a new one.
     """
 
+    kind: type
     encode: Callable[[Any, None, int], bytes]
     flags: int
     suspect: bytes
-    mend: Callable[[Any], bytes]
+    mend: Callable[[Any, bytes | None], bytes]
     rebound: Callable[[Callable[[Any], None]], None]
 
 
@@ -346,7 +349,7 @@ class _FastPath(NamedTuple):
 
 def _fast_path(session: Session, spool: Spool | None, token: list[int], encoding: Encoding) -> _FastPath:
     """The hot path: a closure over everything it needs, because attribute loads would double its cost."""
-    encode, flags, suspect, mend, _ = encoding
+    kind, encode, flags, suspect, mend, _ = encoding
     mark, claim, give_back = session.mark, token.pop, token.append
     # Before the first record there is no spool, and room is -1.
     words: Any = spool.ordered if spool is not None else [0] * (TAIL + 1)
@@ -357,10 +360,12 @@ def _fast_path(session: Session, spool: Spool | None, token: list[int], encoding
         nonlocal count
         try:
             record = encode(item, None, flags)
-            if record.rfind(suspect) >= 0:
-                record = mend(item)
+            if type(item) is not kind:
+                record = mend(item, None)
+            elif record.rfind(suspect) >= 0:
+                record = mend(item, record)
         except Exception:
-            record = mend(item)
+            record = mend(item, None)
         try:
             tail = claim()
             end = tail + len(record)
