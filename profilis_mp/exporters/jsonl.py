@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from profilis_mp import diagnostics
 from profilis_mp.core.encoding import FLAGS, SUSPECT, EventEncoder
 from profilis_mp.errors import ConfigError
 from profilis_mp.sharedlog.session import Encoding
@@ -51,10 +52,10 @@ class JSONLExporter:
 
     Args:
         dir: The log directory; created with the first event.
-        compress_old_files: Compress sealed segments.
-        max_files: Keep at most this many segments of the stream.
-        max_age_secs: Expire segments not written to for this long. Seconds.
-        max_total_bytes: Expire the oldest segments beyond this total. Bytes.
+        compress_old_files: Compress sealed segments. Not done yet in this release, which warns when it is set.
+        max_files: Keep at most this many segments of the stream. Likewise.
+        max_age_secs: Expire segments not written to for this long, seconds. Likewise.
+        max_total_bytes: Expire the oldest segments beyond this total, bytes. Likewise.
         rotate_bytes, rotate_secs, filename_template, app_name, local_time, buffer_size, flush_interval, spool_bytes,
             lock_timeout, on_full, fsync, file_mode, clock: As for :class:`~profilis_mp.SharedWriter`.
 
@@ -240,3 +241,5 @@ def _check_retention(retention: dict[str, Any]) -> None:
         kinds = int | float if argument == "max_age_secs" else int
         if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value <= 0:
             raise ConfigError(argument, f"{value!r} must be a number above 0, or None for no limit")
+    if wanted := [argument for argument, value in retention.items() if value]:
+        diagnostics.warn("janitor", f"{', '.join(wanted)}: nothing is compressed or expired yet in this release")

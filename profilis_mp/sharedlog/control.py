@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 
 from profilis_mp.sharedlog.names import SegmentName, SegmentNames
 from profilis_mp.sharedlog.words import WordMap, open_regular
@@ -25,7 +26,7 @@ from profilis_mp.sharedlog.words import WordMap, open_regular
 __all__ = ["CONTROL_BYTES", "BadControl", "Control"]
 
 CONTROL_BYTES = 4096
-_MAGIC = int.from_bytes(b"pmpctl\x00\x01", "big")
+_MAGIC = int.from_bytes(b"pmpctl\x00\x01", sys.byteorder)
 _SELECTOR, _INTENT, _HEARTBEAT = 1, 2, 3
 _SLOT_WORDS = (512 // 8, 1024 // 8)
 _GENERATION, _OPENED, _COMMITTED, _STAMP, _INDEX, _LENGTH, _NAME = range(7)

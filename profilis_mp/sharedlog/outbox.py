@@ -217,14 +217,15 @@ class Outbox:
             elder.unlink()
             elder.close()
 
-    def is_stranded(self) -> bool:
-        """Whether a spool holds records that no other process could find: in memory, or its file was removed."""
-        return any(spool.unflushed and not spool.is_in_place() for spool in self.spools())
+    def has_lost_a_file(self) -> bool:
+        """Whether a spool has no file by which another process could find it: in memory, or somebody removed it."""
+        return not all(spool.is_in_place() for spool in self.spools())
 
-    def has_lost_its_file(self) -> bool:
-        """Whether the main spool, empty now, should be replaced by one with a file."""
+    def mind_its_file(self) -> None:
+        """Replace the main spool if it is empty and has lost its file, or never had one."""
         spool = self.spool
-        return spool is not None and not spool.unflushed and not spool.is_in_place()
+        if spool is not None and not spool.unflushed and not spool.is_in_place():
+            self.replace(self._settings.spool_bytes)
 
     def close(self) -> None:
         """Close everything. A spool that is empty is removed; one that is not stays for others to flush."""

@@ -150,7 +150,7 @@ class Session:
         spool = outbox.spool or self._open()
         line = is_line(record)
         if outbox.aside_used or (not line and spool.unflushed):
-            self._flush(0.0)  # what came first goes first, if the lock is free
+            self._outbox.flush(0.0)  # what came first goes first, if the lock is free
         append = self._append_line if line else outbox.append_aside
         self._count(append(record) or (outbox.make_room(len(record)) and append(record)))
         self._flush_if_due()
@@ -171,21 +171,15 @@ class Session:
         spool = outbox.spool
         at_once = self._late or settings.fsync == "always"
         if at_once:
-            self._flush(outbox.patience_s)
+            outbox.flush(outbox.patience_s)
         elif spool is not None and spool.unflushed > settings.buffer_size and outbox.may_retry():
-            self._flush(0.0)
+            self._outbox.flush(0.0)
         if self._inline and self.helper is not None and time.monotonic() >= self._next_step:
             self._next_step = time.monotonic() + settings.flush_interval
-            self._flush(0.0)
+            if outbox.flush(0.0):
+                outbox.mind_its_file()
             self.helper.step(0.0)
         self._after_flush(at_once)
-
-    def _flush(self, timeout_s: float) -> bool:
-        """Caller holds the token."""
-        flushed = self._outbox.flush(timeout_s)
-        if flushed and self._outbox.has_lost_its_file():
-            self._outbox.replace(self._settings.spool_bytes)
-        return flushed
 
     def _after_flush(self, at_once: bool = False) -> None:
         """Rebind after the outbox took another spool; say how far the fast path may go. Caller holds the token."""
@@ -255,7 +249,8 @@ class Session:
         if self.retired or not self.mark[0] or not self._claim(timeout_s):
             return False
         try:
-            flushed = not self._outbox.spools() or self._flush(timeout_s)
+            flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
+            self._outbox.mind_its_file()
             self._after_flush()
             return flushed
         finally:
@@ -276,8 +271,8 @@ class Session:
             self._give_back()
 
     def help_yourself(self) -> None:
-        """Flush what no other process could find. The helper's turn; takes no mutex of its."""
-        if self.mark[0] and not self.retired and self._outbox.is_stranded():
+        """Flush what no other process could find. The helper's turn."""
+        if self.mark[0] and not self.retired and self._outbox.has_lost_a_file():
             self.flush(0.0)
 
     def unflushed(self) -> int:
@@ -350,6 +345,7 @@ class _FastPath(NamedTuple):
 def _fast_path(session: Session, spool: Spool | None, token: list[int], encoding: Encoding) -> _FastPath:
     """The hot path: a closure over everything it needs, because attribute loads would double its cost."""
     kind, encode, flags, suspect, mend, _ = encoding
+    suspect_byte = suspect[-1]
     mark, claim, give_back = session.mark, token.pop, token.append
     # Before the first record there is no spool, and room is -1.
     words: Any = spool.ordered if spool is not None else [0] * (TAIL + 1)
@@ -362,7 +358,8 @@ def _fast_path(session: Session, spool: Spool | None, token: list[int], encoding
             record = encode(item, None, flags)
             if type(item) is not kind:
                 record = mend(item, None)
-            elif record.rfind(suspect) >= 0:
+            # One byte first: `in` costs a fifth of a search, and most records hold no such byte.
+            elif suspect_byte in record and record.rfind(suspect) >= 0:
                 record = mend(item, record)
         except Exception:
             record = mend(item, None)

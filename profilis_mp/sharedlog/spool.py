@@ -37,7 +37,7 @@ __all__ = ["FRAME_BYTES", "HEADER_BYTES", "TAIL", "UNFINISHED", "BadSpool", "Lim
 HEADER_BYTES = 4096
 FRAME_BYTES = 8
 UNFINISHED = ".new"
-_MAGIC = int.from_bytes(b"pmpspl\x00\x01", "big")
+_MAGIC = int.from_bytes(b"pmpspl\x00\x01", sys.byteorder)
 _FRAMED, _PID, _CREATED, _LIMITS = 1, 2, 3, 4
 TAIL, _HEAD, _FLUSH_TO, _EXPECTED_END = 8, 16, 17, 18
 
