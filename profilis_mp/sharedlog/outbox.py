@@ -147,6 +147,7 @@ class Outbox:
                 diagnostics.warn(key, text)
             stream.notices.clear()
         self._counters.flushes += 1
+        diagnostics.debug("flushed %d spools of %s", len(spools), self._paths.state)
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF_S
         self._waited_in_vain = False
@@ -212,6 +213,7 @@ class Outbox:
         if spool.path is None and elder is not None and elder.path is None and elder.takes(capacity):
             spool.close()  # still no file to be had: the one in memory will do
             return
+        diagnostics.debug("new spool %s", spool.path or "in memory")
         self.spool = spool
         if elder is not None:
             elder.unlink()

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Literal, NamedTuple
 
+from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.forkmark import fork_mark
 from profilis_mp.sharedlog.helping import Helper
@@ -299,6 +300,7 @@ class Session:
         self._count_fast()
         flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
         self._outbox.close()
+        diagnostics.debug("closed %s, everything flushed: %s", self.paths.state, flushed)
         helper, self.helper = self.helper, None
         if helper is not None:
             helper.stop(timeout_s)
