@@ -91,9 +91,11 @@ def take_account(
         for where, line in _lines(path):
             lines += 1
             try:
-                event = orjson.loads(line) if line.endswith(b"\n") else None
+                event = orjson.loads(line)
                 worker, number = event[worker_key], event[number_key]
-            except (orjson.JSONDecodeError, KeyError, TypeError):
+                if not line.endswith(b"\n"):
+                    raise ValueError("no newline")
+            except (ValueError, KeyError, TypeError):
                 account.torn += 1
                 account.find(f"{where}: torn: {line[:80]!r}")
                 continue
