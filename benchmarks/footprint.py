@@ -1,7 +1,7 @@
 """What does the library cost a process that imports it, and one that writes?
 
-Import: ``import orjson`` alone against ``import orjson, profilis_mp``, new interpreters, alternating; and the first use,
-which loads the rest. Memory: peak resident size of an interpreter that does nothing, and of one that has written
+Import: ``import orjson`` alone against ``import orjson, profilis_mp``, new interpreters, alternating; and the first
+use, which loads the rest. Memory: peak resident size of an interpreter that does nothing, and of one that has written
 100,000 events. (The spool's pages count as resident: up to 1 MiB of it is shared file cache.)
 """
 

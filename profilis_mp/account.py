@@ -1,4 +1,4 @@
-"""Is everything that was acknowledged in the log, exactly once, whole and in order?  The demo's and the tests' one judge.
+"""Is everything that was acknowledged in the log, exactly once, whole and in order?  One judge for demo and tests.
 
 Workers number their events: each event carries who wrote it and a number that counts up from 0. What a worker had
 acknowledged (``emit`` had returned) is known from outside, from memory that outlives it. The last event may be on disk

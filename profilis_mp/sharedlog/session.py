@@ -47,8 +47,8 @@ class Encoding(NamedTuple):
         encode: Called as ``encode(item, None, flags)``; returns one line, newline included. (``orjson.dumps`` fits.)
         flags: Its third argument.
         suspect: A record with these bytes in it is not trusted but goes to ``mend``.
-        mend: Called as ``mend(item, record)`` with a suspect record, and with None when there is none. Returns one line,
-            and raises no Exception.
+        mend: Called as ``mend(item, record)`` with a suspect record, with None when there is none. Returns one
+            line, and raises no Exception.
         rebound: Told the fast append whenever there is a new one.
     """
 

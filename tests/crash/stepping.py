@@ -57,7 +57,7 @@ def killed_after(steps: int, work: Callable[[], None]) -> Callable[[], None]:
 
 
 def changing_steps(work: Callable[[], None], directory: str, scratch: Path) -> list[int]:
-    """After which steps of ``work`` is something new on disk?  A kill after any other leaves what the one before did."""
+    """After which steps of ``work`` is something new on disk?  Other kills leave what the one before did."""
     found = scratch / "changing-steps"
 
     def look() -> None:

@@ -1,4 +1,4 @@
-"""The main job on real input: a preforked gunicorn under load, its workers killed, every answered request in the log."""
+"""The main job: a preforked gunicorn under load, its workers killed, and every answered request in the log."""
 
 from __future__ import annotations
 
