@@ -89,7 +89,7 @@ class Control:
     def is_in_place(self) -> bool:
         """Is the file at ``path`` still this one, whole?  A map beyond the end of its file would be a SIGBUS."""
         try:
-            status = os.stat(self.path, follow_symlinks=False)
+            status = os.lstat(self.path)
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity and status.st_size >= CONTROL_BYTES

@@ -69,7 +69,7 @@ class KeptLock:
     def is_in_place(self) -> bool:
         """Is the file that ``path`` names still the one this lock is on?  False after someone removed or moved it."""
         try:
-            status = os.stat(self.path, follow_symlinks=False)
+            status = os.lstat(self.path)
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity

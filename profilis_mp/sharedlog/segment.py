@@ -53,7 +53,7 @@ class OpenSegment:
     def size_in_place(self) -> int | None:
         """The file's length, or None when its name no longer leads to it (deleted, moved, replaced)."""
         try:
-            status = os.stat(self.path, follow_symlinks=False)
+            status = os.lstat(self.path)
         except OSError:
             return None
         return status.st_size if (status.st_dev, status.st_ino) == self._identity else None

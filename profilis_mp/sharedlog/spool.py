@@ -139,6 +139,7 @@ class Spool:
             spool = cls(fd, status.st_size, spool_id_of(path) or 0, path)
             try:
                 spool.check()
+                spool._check_limits()
             except BadSpool:
                 spool._map.close()
                 raise
@@ -164,12 +165,14 @@ class Spool:
         words = self.words
         if words[0] != _MAGIC or words[_FRAMED] > 1:
             raise BadSpool("not a spool of this version")
-        limits = self.limits
-        if self.path is not None and not (limits.rotate_bytes and limits.rotate_ns and limits.file_mode < 0o1000):
-            raise BadSpool(f"{limits}")
         positions = (words[TAIL], words[_HEAD], words[_FLUSH_TO])
         if min(positions) < HEADER_BYTES or max(positions) > self.size or words[_EXPECTED_END] >= 1 << 62:
             raise BadSpool(f"positions {positions} in a file of {self.size} bytes")
+
+    def _check_limits(self) -> None:
+        limits = self.limits
+        if not 0 < min(limits.rotate_bytes, limits.rotate_ns) or not 0 < limits.file_mode < 0o1000:
+            raise BadSpool(f"{limits}")
 
     @property
     def limits(self) -> Limits:
@@ -297,7 +300,7 @@ class Spool:
         if self.path is None:
             return False
         try:
-            status = os.stat(self.path, follow_symlinks=False)
+            status = os.lstat(self.path)
         except OSError:
             return False
         return (status.st_dev, status.st_ino) == self._identity and status.st_size >= self.size
