@@ -14,7 +14,7 @@ An exception thrown into an append by a signal handler (Ctrl-C, a soft time limi
 runs signal handlers only after calls and at backward jumps, so an exception from a ``try`` block that begins with the
 claim was thrown after the claim, and the handler gives the token back.
 
-Order of locks: token, then directory lock. Nobody takes the token while holding the helper's mutex.
+Order of locks: token, helper's mutex, directory lock.
 """
 
 from __future__ import annotations
@@ -311,9 +311,9 @@ class Session:
     def before_fork(self) -> tuple[bool, bool]:
         """Take token and helper's mutex, so that no thread of ours holds the directory lock at the fork."""
         timeout_s = self._settings.lock_timeout
+        token = not self.retired and self._claim(timeout_s)
         helper = self.helper
-        mutex = helper is not None and helper.mutex.acquire(timeout=timeout_s)
-        return not self.retired and self._claim(timeout_s), mutex
+        return token, helper is not None and helper.mutex.acquire(timeout=timeout_s)
 
     def after_fork_in_parent(self, token: bool, mutex: bool) -> None:
         """Give back what ``before_fork`` took."""
