@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from filelock import lock_descriptor
 
-from profilis_mp.sharedlog.words import OrderedWords, WordMap, open_regular, store_fence
+from profilis_mp.sharedlog.words import OrderedWords, WordMap, open_regular, preallocate, store_fence
 
 __all__ = ["FRAME_BYTES", "HEADER_BYTES", "TAIL", "UNFINISHED", "BadSpool", "Limits", "Spool", "spool_id_of"]
 
@@ -96,8 +96,7 @@ class Spool:
         fd = open_regular(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         try:
             lock_descriptor(fd)  # waits for nobody but one who takes it for a dead process's, see remove_unfinished
-            # Preallocated: a store into a sparse page on a full disk is a SIGBUS, not an error.
-            os.posix_fallocate(fd, 0, HEADER_BYTES + capacity)
+            preallocate(fd, HEADER_BYTES + capacity)
             spool = cls(fd, HEADER_BYTES + capacity, spool_id, path)
             spool._initialise(framed)
             for offset, value in enumerate(limits):

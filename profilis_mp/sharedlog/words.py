@@ -12,8 +12,9 @@ import os
 import platform
 import threading
 from collections.abc import Callable
+from errno import EINVAL, ENOSYS, EOPNOTSUPP
 
-__all__ = ["OrderedWords", "WordMap", "open_regular", "store_fence"]
+__all__ = ["OrderedWords", "WordMap", "open_regular", "preallocate", "store_fence"]
 
 
 class WordMap:
@@ -89,3 +90,22 @@ def open_regular(path: str, flags: int, mode: int = 0o600) -> int:
         OSError: As ``os.open``; ELOOP when the path is a symbolic link. Nothing was created.
     """
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+
+
+def preallocate(fd: int, size: int) -> None:
+    """Give a new file ``size`` bytes that the file system really has.
+
+    A store into a page of a sparse map on a full disk is a SIGBUS, not an error.
+
+    Raises:
+        OSError: ENOSPC and the like. The file may be any length up to ``size``.
+    """
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except (AttributeError, OSError) as error:
+        # macOS has no such call, and not every C library writes zeros where the file system has none.
+        if isinstance(error, OSError) and error.errno not in {EINVAL, ENOSYS, EOPNOTSUPP}:
+            raise
+        zeros = memoryview(bytes(size))
+        while zeros:
+            zeros = zeros[os.write(fd, zeros) :]
