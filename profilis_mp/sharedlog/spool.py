@@ -170,7 +170,7 @@ class Spool:
 
     def _check_limits(self) -> None:
         limits = self.limits
-        if not 0 < min(limits.rotate_bytes, limits.rotate_ns) or not 0 < limits.file_mode < 0o1000:
+        if min(limits.rotate_bytes, limits.rotate_ns) < 1 or not 0 < limits.file_mode < 0o1000:
             raise BadSpool(f"{limits}")
 
     @property
