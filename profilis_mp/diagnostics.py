@@ -49,7 +49,10 @@ def warn(key: str, text: str) -> None:
 def debug(text: str, *arguments: object) -> None:
     """Log what is being done, when ``PROFILIS_DEBUG`` asked for it."""
     if _debugging:
-        _logger().debug(text, *arguments)
+        try:
+            _logger().debug(text, *arguments)
+        except Exception:  # as in warn
+            pass
 
 
 def enable_debug_from_environment() -> None:

@@ -55,7 +55,12 @@ def flush(stream: Stream, spool: Spool) -> int:
     while spool.unflushed:
         start = spool.head
         segment = _begin(stream, spool)
-        _append_and_commit(stream, spool, segment, spool.batch)
+        try:
+            _append_and_commit(stream, spool, segment, spool.batch)
+        except OSError:
+            if spool.path is None:
+                _settle(stream, spool, segment)
+            raise
         flushed += spool.head - start
     return flushed
 
@@ -111,3 +116,19 @@ def _leave(stream: Stream, spool: Spool) -> None:
     # I4: head before intent. The other way round, a death in between would flush the batch again.
     spool.head = spool.flush_to
     stream.control.intent = 0
+
+
+def _settle(stream: Stream, spool: Spool, segment: OpenSegment) -> None:
+    """Commit what whole lines there are of a batch that the disk cut short, and give up the rest of the flush.
+
+    For a spool in memory, which nobody but its owner could finish: the next process to take the lock would have to
+    forget about it. Half a line may stay behind in the segment, which is sealed then.
+    """
+    control = stream.control
+    batch = spool.batch
+    done = max(0, (segment.size_in_place() or 0) - control.committed)
+    whole = len(batch) if done >= len(batch) else 0 if spool.framed else bytes(batch[:done]).rfind(b"\n") + 1
+    control.committed += whole
+    if whole:
+        spool.head += whole + spool.frame_bytes
+    control.intent = 0

@@ -20,7 +20,7 @@ import os
 import stat
 import sys
 
-from profilis_mp.sharedlog.names import SegmentName, SegmentNames
+from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.words import WordMap, open_regular
 
 __all__ = ["CONTROL_BYTES", "BadControl", "Control"]
@@ -31,6 +31,7 @@ _SELECTOR, _INTENT, _HEARTBEAT = 1, 2, 3
 _SLOT_WORDS = (512 // 8, 1024 // 8)
 _GENERATION, _OPENED, _COMMITTED, _STAMP, _INDEX, _LENGTH, _NAME = range(7)
 _NAME_BYTES = 512 - _NAME * 8
+_LARGEST = 1 << 62
 
 
 class BadControl(Exception):
@@ -40,7 +41,7 @@ class BadControl(Exception):
 class Control:
     """One process's map of the control file. Caller holds the directory lock, except for ``heartbeat_ns``."""
 
-    def __init__(self, path: str, names: SegmentNames) -> None:
+    def __init__(self, path: str) -> None:
         """Map an existing control file.
 
         Raises:
@@ -58,8 +59,9 @@ class Control:
         finally:
             os.close(fd)
         self._words = self._map.words
+        self._bytes = self._map.view
         try:
-            self._check(names)
+            self.check()
         except BadControl:
             self.close()
             raise
@@ -81,7 +83,9 @@ class Control:
         unfinished = f"{path}.new"
         fd = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
-            os.write(fd, page)
+            rest = page
+            while rest:
+                rest = rest[os.write(fd, rest) :]
         finally:
             os.close(fd)
         os.rename(unfinished, path)
@@ -131,7 +135,7 @@ class Control:
     def name(self) -> str:
         """The current segment's file name; empty when it is not open yet."""
         start = (self._slot + _NAME) * 8
-        return bytes(self._words.cast("B")[start : start + self._words[self._slot + _LENGTH]]).decode()
+        return bytes(self._bytes[start : start + self._words[self._slot + _LENGTH]]).decode()
 
     @property
     def youngest(self) -> SegmentName | None:
@@ -162,7 +166,7 @@ class Control:
         words[slot + _INDEX] = name.number
         words[slot + _LENGTH] = len(encoded)
         start = (slot + _NAME) * 8
-        words.cast("B")[start : start + len(encoded)] = encoded
+        self._bytes[start : start + len(encoded)] = encoded
         # I5: the spare slot is complete before the one store that makes it current.
         words[_SELECTOR] = spare
 
@@ -188,19 +192,24 @@ class Control:
     def heartbeat_ns(self, now_ns: int) -> None:
         self._words[_HEARTBEAT] = now_ns
 
-    def _check(self, names: SegmentNames) -> None:
+    def check(self) -> None:
+        """Refuse what no writer of this version leaves. Cheap: done at every acquire, for somebody may write into it.
+
+        Raises:
+            BadControl: Somebody has.
+        """
         words = self._words
-        if words[0] != _MAGIC:
+        slot = self._slot
+        generation, _, committed, stamp_ns, number, length = words[slot : slot + _NAME]
+        if words[0] != _MAGIC or words[_SELECTOR] > 1:
             raise BadControl("not a control file of this version")
-        if words[_SELECTOR] > 1:
-            raise BadControl(f"selector {words[_SELECTOR]}")
-        if not 0 < self.generation < 1 << 62 or self.committed >= 1 << 62:
-            raise BadControl(f"generation {self.generation}, committed {self.committed}")
-        if words[self._slot + _LENGTH] > _NAME_BYTES:
-            raise BadControl(f"a name of {words[self._slot + _LENGTH]} bytes")
+        if not 0 < generation < _LARGEST or max(committed, stamp_ns, number) >= _LARGEST or length > _NAME_BYTES:
+            raise BadControl(f"generation {generation}, committed {committed}, a name of {length} bytes")
+        start = (slot + _NAME) * 8
+        name = bytes(self._bytes[start : start + length])
+        if b"/" in name or b"\0" in name or name.startswith(b"."):
+            raise BadControl(f"the name {name!r}")
         try:
-            name = self.name
+            name.decode()
         except UnicodeDecodeError:
-            raise BadControl("a name that is not UTF-8") from None
-        if name and names.parse(name) is None:
-            raise BadControl(f"a name of another stream: {name!r}")
+            raise BadControl(f"the name {name!r}") from None

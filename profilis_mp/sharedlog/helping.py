@@ -26,7 +26,7 @@ from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import UNFINISHED, BadSpool, Spool, spool_id_of
 from profilis_mp.sharedlog.stream import Stream, StreamPaths
 
-__all__ = ["Helped", "Helper", "Helping"]
+__all__ = ["Helped", "Helper", "HelperThread", "Helping"]
 
 
 @dataclass(slots=True)
@@ -37,6 +37,7 @@ class Helped:
         flushed_bytes: Bytes moved from spools into segments.
         dead_spools: Spools of dead processes drained and removed.
         live_spools: Spools whose owners are alive.
+        timed_out: Whether another process kept the directory lock all the time.
         set_aside: Paths of what could not be trusted.
         failures: What could not be done now, as text; it is tried again in the next round.
     """
@@ -44,8 +45,13 @@ class Helped:
     flushed_bytes: int = 0
     dead_spools: int = 0
     live_spools: int = 0
+    timed_out: bool = False
     set_aside: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+
+class HelperThread(threading.Thread):
+    """A helper's thread: whatever runs in it must not wait for the directory lock that it may have itself."""
 
 
 class Helping:
@@ -63,12 +69,11 @@ class Helping:
         self._adopt_limits = adopt_limits
         self._spools: dict[str, Spool] = {}
 
-    def round(self, timeout_s: float, *, live: bool = True) -> Helped:
+    def round(self, timeout_s: float) -> Helped:
         """Flush every spool that holds bytes; drain and remove those of the dead.
 
         Args:
-            timeout_s: Longest wait for the directory lock, seconds, for each spool.
-            live: Also flush what living processes hold.
+            timeout_s: Longest wait for the directory lock, seconds. Who keeps it ends the round.
         """
         helped = Helped()
         try:
@@ -80,8 +85,8 @@ class Helping:
         for name in listing:
             if name.endswith(UNFINISHED):
                 Spool.remove_unfinished(f"{self._paths.spools}/{name}")
-            elif spool_id_of(name) is not None:
-                self._help(name, timeout_s, live, helped)
+            elif spool_id_of(name) is not None and not helped.timed_out:
+                self._help(name, timeout_s, helped)
         return helped
 
     def close(self) -> None:
@@ -91,7 +96,7 @@ class Helping:
         self._spools.clear()
         self.stream.close()
 
-    def _help(self, name: str, timeout_s: float, live: bool, helped: Helped) -> None:
+    def _help(self, name: str, timeout_s: float, helped: Helped) -> None:
         path = f"{self._paths.spools}/{name}"
         try:
             spool = self._open(name, path)
@@ -99,24 +104,25 @@ class Helping:
                 return
             dead = spool.owner_is_dead()
             helped.live_spools += not dead
-            if dead or (live and spool.unflushed):
+            if dead or spool.unflushed:
                 if self._adopt_limits:
                     self.stream.settings = self.stream.settings.with_limits(spool.limits)
-                self.stream.acquire(timeout_s)
                 try:
+                    self.stream.acquire(timeout_s)
                     helped.flushed_bytes += commit.flush(self.stream, spool)
                     if dead:
                         spool.unlink()
                         helped.dead_spools += 1
                 finally:
-                    self.stream.release()
+                    self.stream.give_back()
             if dead:
                 self._spools.pop(name).close()
         except BadSpool as reason:
             self._forget(name)
             self.stream.set_aside(path, reason)
             helped.set_aside.append(path)
-        except (LockTimeout, OSError) as error:
+        except OSError as error:
+            helped.timed_out = isinstance(error, LockTimeout)
             # Closed, not kept: it gives back the lifetime lock of a dead spool, so that another may drain it.
             self._forget(name)
             helped.failures.append(f"{path}: {error}")
@@ -147,17 +153,16 @@ class Helper:
     Args:
         paths: The stream's files.
         settings: The session's.
-        own_turn: Called at every step, for what only the session itself can flush.
+        own_turn: Called at every step, for what only the session itself can flush; returns whether there still is one.
 
     Attributes:
-        mutex: Held during a step; a fork waits for it, so that no thread of ours holds the directory lock then.
+        mutex: Held during a step; a fork waits for a while until it is free.
         leading: Whether this helper is the leader.
     """
 
-    def __init__(self, paths: StreamPaths, settings: Settings, own_turn: Callable[[], None]) -> None:
+    def __init__(self, paths: StreamPaths, settings: Settings, own_turn: Callable[[], bool]) -> None:
         self.mutex = threading.Lock()
         self.leading = False
-        self.last_round = Helped()
         self._paths = paths
         self._settings = settings
         self._own_turn = own_turn
@@ -172,7 +177,7 @@ class Helper:
         Raises:
             RuntimeError: The interpreter cannot start threads (any more).
         """
-        thread = threading.Thread(target=self._run, name="profilis-mp-helper", daemon=True)
+        thread = HelperThread(target=self._run, name="profilis-mp-helper", daemon=True)
         thread.start()
         self._thread = thread
 
@@ -180,11 +185,12 @@ class Helper:
         """End the thread, give leadership back, and close what it had open."""
         self._stop.set()
         thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
+        if thread is None:
+            self.close()
+        elif thread is not threading.current_thread():
             thread.join(timeout_s)
-            if thread.is_alive():
-                return  # waiting for a lock; it closes its descriptors when it gets there
-        self.close()
+        # It closes everything itself, when it gets there: it may be waiting for a lock, or a finalizer may have brought
+        # us here in its own thread, from the middle of a flush.
 
     def close(self) -> None:
         """Close everything, unlocking nothing. In a forked child the thread is the parent's and not here."""
@@ -197,7 +203,9 @@ class Helper:
     def step(self, timeout_s: float) -> None:
         """Look whether a tick is due and, if so, tick. Never raises an Exception."""
         try:
-            self._own_turn()
+            if not self._own_turn():
+                self._stop.set()
+                return
             with self.mutex:
                 if not self.leading:
                     self._try_to_lead()
@@ -243,7 +251,7 @@ class Helper:
         control = helping.stream.peek()
         if control is not None:
             control.heartbeat_ns = time.monotonic_ns()
-        self.last_round = helped = helping.round(timeout_s)
+        helped = helping.round(timeout_s)
         for failure in helped.failures:
             diagnostics.warn("helping", f"could not flush a spool now, its events wait in it: {failure}")
         if helping.stream.looks_aged() or self._settings.fsync == "interval":
@@ -253,10 +261,10 @@ class Helper:
     def _look_after_segment(self, timeout_s: float) -> None:
         """Seal the active segment when its age is reached though nobody writes; fsync it when asked to."""
         stream = self._helping.stream
-        stream.acquire(timeout_s)
         try:
+            stream.acquire(timeout_s)
             stream.seal_if_aged()
             if self._settings.fsync == "interval":
                 stream.sync_active()
         finally:
-            stream.release()
+            stream.give_back()

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
+from fcntl import LOCK_UN, flock
+from functools import partial
 
-from filelock import lock_descriptor, unlock_descriptor
+from filelock import lock_descriptor
 
 from profilis_mp.errors import LockTimeout
 from profilis_mp.sharedlog.words import open_regular
@@ -27,7 +30,12 @@ _LONGEST_PAUSE_S = 2e-3
 
 
 class KeptLock:
-    """An exclusive lock on a descriptor that stays open. Not for two threads at once."""
+    """An exclusive lock on a descriptor that stays open. Not for two threads at once.
+
+    Attributes:
+        path: The file.
+        release: Gives the lock back; does nothing when it is not held.
+    """
 
     def __init__(self, path: str, mode: int) -> None:
         """Open the lock file, creating it if need be; nothing is locked yet.
@@ -37,6 +45,9 @@ class KeptLock:
         """
         self.path = path
         self._fd = open_regular(path, os.O_RDWR | os.O_CREAT, mode)
+        # The system call itself, not filelock's Python function around it: an exception that a signal handler throws
+        # in comes after a call of C code or at the entry of Python code, so in a `finally` this is sure to happen.
+        self.release: Callable[[], None] = partial(flock, self._fd, LOCK_UN)
         status = os.fstat(self._fd)
         self._identity = (status.st_dev, status.st_ino)
 
@@ -61,10 +72,6 @@ class KeptLock:
                 return
             pause = min(pause * 2, _LONGEST_PAUSE_S)
         raise LockTimeout(self.path, waited)
-
-    def release(self) -> None:
-        """Give the lock back. Caller holds it."""
-        unlock_descriptor(self._fd)
 
     def is_in_place(self) -> bool:
         """Is the file that ``path`` names still the one this lock is on?  False after someone removed or moved it."""

@@ -92,8 +92,13 @@ class SegmentNames:
         self.stream = quote(
             "".join(_escape(literal) + _field(field, spec) for literal, field, spec in self._parts), safe="{}"
         )
-        for stamp_ns in (0, 2_000_000_000 * 10**9):
-            _check_rendered(self.render(stamp_ns, 999).text)
+        if len(self.stream) > _LONGEST_NAME:
+            raise ConfigError("filename_template", f"gives a stream name of more than {_LONGEST_NAME} bytes")
+        for stamp_ns in (10**9, 2_000_000_000 * 10**9):
+            text = self.render(stamp_ns, 999).text
+            _check_rendered(text)
+            if self.parse(text) is None:
+                raise ConfigError("filename_template", f"gives {text!r}, of which its parts cannot be told any more")
 
     @classmethod
     def of_stream(cls, stream: str, *, local_time: bool = False) -> SegmentNames:

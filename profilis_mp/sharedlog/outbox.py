@@ -3,18 +3,20 @@
 An outbox owns a process's spools: the main one for lines, and framed ones aside (opaque records, and records that
 interrupted another's append). It flushes them, keeps count of why a flush failed and when to try again, and replaces
 a spool that is too small, damaged, or has lost its file. Everything but ``append_aside`` is for the holder of the
-session's token only: the directory lock belongs to a descriptor, and two flushes through one would not exclude
+session's mutex only: the directory lock belongs to a descriptor, and two flushes through one would not exclude
 each other.
 """
 
 from __future__ import annotations
 
 import errno
+import threading
 import time
 
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.sharedlog import commit
+from profilis_mp.sharedlog.helping import HelperThread
 from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import FRAME_BYTES, BadSpool, Spool
@@ -87,28 +89,36 @@ class Outbox:
     def append_aside(self, record: bytes) -> bool:
         """Append to a framed spool that nobody else uses right now; returns whether there was room.
 
-        Needs no token: who takes a spool off the list has it alone, even from within an interrupted append.
+        Needs no mutex: who takes the spools off has them alone, even from within an interrupted append.
         """
         taken: list[Spool] = []
         fits = False
+        self.aside_used = True
         try:
-            while not fits:
-                try:
-                    spool = self._aside.pop()
-                except IndexError:
+            # In one step, which nothing can come between: nobody else has these now.
+            taken, self._aside = self._aside, []
+            for spool in taken:
+                if spool.append(record):
+                    fits = True
                     break
-                taken.append(spool)
-                fits = spool.append(record)
-            waiting = sum(spool.size for spool in taken if spool.unflushed)
-            if not fits and waiting < self._settings.spool_bytes:
-                spool = self._create(max(_ASIDE_BYTES, len(record) + FRAME_BYTES), framed=True)
-                taken.append(spool)
-                fits = spool.append(record)
+            else:
+                if sum(spool.size for spool in taken if spool.unflushed) < self._settings.spool_bytes:
+                    another = self._create(max(_ASIDE_BYTES, len(record) + FRAME_BYTES), framed=True)
+                    if another is not None:
+                        taken.append(another)
+                        fits = another.append(record)
         finally:
             self._aside.extend(taken)
-            self.aside_used = True
         self._counters.aside += fits
         return fits
+
+    def append_line(self, record: bytes) -> bool:
+        """Append to the main spool; returns whether there was room."""
+        return self.spool is not None and self.spool.append(record)
+
+    def unflushed(self) -> int:
+        """Bytes in all spools."""
+        return sum(spool.unflushed for spool in self.spools())
 
     # Flushing.
 
@@ -118,17 +128,16 @@ class Outbox:
         A flush that fails leaves every record where it is. With ``timeout_s`` 0 a busy lock is no failure.
         """
         stream = self._stream
-        aside, self._aside = self._aside, []
-        spools = [*aside] if self.spool is None else [self.spool, *aside]
+        aside: list[Spool] = []
         try:
+            aside, self._aside = self._aside, []
+            spools = [*aside] if self.spool is None else [self.spool, *aside]
             stream.acquire(timeout_s, spools)
-            try:
-                for spool in spools:
-                    spool.check()
-                    commit.flush(stream, spool)
-                    spool.reset()
-            finally:
-                stream.release()
+            for spool in spools:
+                spool.check()
+                commit.flush(stream, spool)
+                spool.reset()
+            self.aside_used = False
         except LockTimeout:
             self._failure = "lock_timeout"
             if timeout_s:
@@ -142,16 +151,18 @@ class Outbox:
             self._put_off(error)
             return False
         finally:
-            self._aside.extend(aside)
-            for key, text in stream.notices:
-                diagnostics.warn(key, text)
-            stream.notices.clear()
+            try:
+                stream.give_back()
+            finally:
+                self._aside.extend(aside)
+        for key, text in stream.notices:
+            diagnostics.warn(key, text)
+        stream.notices.clear()
         self._counters.flushes += 1
         diagnostics.debug("flushed %d spools of %s", len(spools), self._paths.state)
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF_S
         self._waited_in_vain = False
-        self.aside_used = False
         return True
 
     def may_retry(self) -> bool:
@@ -161,10 +172,12 @@ class Outbox:
     @property
     def patience_s(self) -> float:
         """How long a caller may wait for the lock: lock_timeout, but only once until a flush succeeds again."""
-        return 0.0 if self._waited_in_vain else self._settings.lock_timeout
+        if self._waited_in_vain or isinstance(threading.current_thread(), HelperThread):
+            return 0.0  # a finalizer can emit from the helper's thread, which may have the lock that it would wait for
+        return self._settings.lock_timeout
 
     def make_room(self, size: int) -> bool:
-        """Flush until the main spool takes a record of ``size`` bytes; returns whether it does.
+        """Flush until there is room, in the main spool for a line of ``size`` bytes; returns whether there is.
 
         Waits ``patience_s`` at most, or with ``on_full="block"`` retries for ``lock_timeout``.
         """
@@ -172,9 +185,7 @@ class Outbox:
         block = self._settings.on_full == "block"
         while True:
             if (block or self.may_retry()) and self.flush(self.patience_s):
-                if self.spool is None or not self.spool.takes(size):
-                    self.replace(size)
-                return True
+                return (self.spool is not None and self.spool.takes(size)) or self.replace(size)
             left = started + self._settings.lock_timeout - time.monotonic()
             if not block or left <= 0:
                 return False
@@ -196,28 +207,31 @@ class Outbox:
             OSError: The flush failed. Nothing was sealed.
         """
         stream, spools = self._stream, self.spools()
-        stream.acquire(timeout_s, spools)
         try:
+            stream.acquire(timeout_s, spools)
             for spool in spools:
                 commit.flush(stream, spool)
             return stream.seal()
         finally:
-            stream.release()
+            stream.give_back()
 
     # The main spool.
 
-    def replace(self, capacity: int) -> None:
-        """Put an empty spool of at least ``capacity`` in the place of the main one, if there is one, which is empty."""
+    def replace(self, capacity: int) -> bool:
+        """Put a spool of that capacity in the place of the main one, which is empty; returns whether there is one now."""
         elder = self.spool
         spool = self._create(max(capacity, self._settings.spool_bytes), framed=False)
+        if spool is None:
+            return False
         if spool.path is None and elder is not None and elder.path is None and elder.takes(capacity):
             spool.close()  # still no file to be had: the one in memory will do
-            return
+            return True
         diagnostics.debug("new spool %s", spool.path or "in memory")
         self.spool = spool
         if elder is not None:
             elder.unlink()
             elder.close()
+        return True
 
     def has_lost_a_file(self) -> bool:
         """Whether a spool has no file by which another process could find it: in memory, or somebody removed it."""
@@ -244,8 +258,8 @@ class Outbox:
         self._aside = []
         self._stream.close()
 
-    def _create(self, capacity: int, *, framed: bool) -> Spool:
-        """A spool on disk, or in memory when there cannot be one."""
+    def _create(self, capacity: int, *, framed: bool) -> Spool | None:
+        """A spool on disk, or in memory when there cannot be one; None when there is no memory either."""
         try:
             self._paths.create()
             return Spool.create(self._paths.spools, capacity, self._settings.limits, framed=framed)
@@ -256,7 +270,10 @@ class Outbox:
                 f"{self._paths.spools}: no spool can be created, so events are kept in memory, and die with their "
                 f"process, until one can: {error}",
             )
+        try:
             return Spool.in_memory(capacity, framed=framed)
+        except OSError:
+            return None
 
     def _replace_damaged(self, aside: list[Spool], reason: BadSpool) -> None:
         """Somebody wrote into a spool: set it aside with whatever it holds, and go on with another."""

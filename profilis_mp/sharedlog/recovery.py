@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass, field
 
 from profilis_mp import diagnostics
-from profilis_mp.errors import ConfigError, LockTimeout
+from profilis_mp.errors import ConfigError
 from profilis_mp.sharedlog.helping import Helping
 from profilis_mp.sharedlog.names import SegmentNames
 from profilis_mp.sharedlog.settings import Settings, check_log_directory
@@ -27,7 +27,7 @@ class RecoveryReport:
         streams: Streams looked at, by name.
         finished_flushes: Interrupted flushes finished.
         dead_spools: Spools of dead processes drained and removed.
-        live_spools: Spools whose owners are alive; they look after them.
+        live_spools: Spools whose owners are alive; flushed too, and left to them.
         flushed_bytes: Bytes moved from spools into segments.
         set_aside: Paths of files that could not be trusted and were renamed.
         failures: What could not be done, as text; run it again once the reason is gone.
@@ -44,7 +44,7 @@ class RecoveryReport:
 
 
 def recover(dir: str | os.PathLike[str], *, timeout_s: float = 5.0) -> RecoveryReport:
-    """Finish interrupted flushes and drain the spools of dead processes, in every stream of a log directory.
+    """Finish interrupted flushes and flush every spool, in every stream of a log directory; remove those of the dead.
 
     Safe at any time, in any number of processes, while others write.
 
@@ -81,11 +81,13 @@ def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: floa
         control = helping.stream.peek()
         interrupted = control is not None and control.intent != 0
         # Taking the lock finishes the flush in progress, whoever's it is.
-        helping.stream.acquire(timeout_s)
-        helping.stream.release()
+        try:
+            helping.stream.acquire(timeout_s)
+        finally:
+            helping.stream.give_back()
         report.finished_flushes += interrupted
-        helped = helping.round(timeout_s, live=False)
-    except (LockTimeout, OSError) as error:
+        helped = helping.round(timeout_s)
+    except OSError as error:
         report.failures.append(f"{paths.state}: {error}")
         return
     finally:

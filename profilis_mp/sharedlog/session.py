@@ -1,25 +1,29 @@
 """How does a record get into this process's spool, from any thread, signal handler or fork?
 
-A session belongs to the process that made it and to no fork of it. Its main spool is guarded by a token: a list of
-one integer, the spool's tail. Who pops it has the spool's write side; pushing the new tail gives it back. That is a
-mutex and a load in one (25 ns instead of 75 for a lock, 150 for a ``with``). It never blocks, which makes two awkward
-cases plain:
+A session belongs to the process that made it and to no fork of it. Two things guard its main spool:
 
-* the list is empty and another thread has the token: wait for it, in ``_claim``;
-* the list is empty and this very thread has it, further up the stack (a signal handler or a finalizer interrupted an
-  append, and emits): waiting would be a deadlock, so the record goes to a spool aside, and is as safe when ``emit``
-  returns as any other.
+* the **token**, for the fast path: a list of one. Who pops it may append; pushing it gives it back. 30 ns instead of 75
+  for a lock, 150 for a ``with``; and it never blocks.
+* the **mutex**, for the slow path (flush, rotate, close, a spool that is full): taken by ``with`` only, which no
+  exception can come between. Who has it stops the fast path (``room`` -1 sends every append here) and waits until the
+  token is there: then no append is under way, and none begins.
 
-An exception thrown into an append by a signal handler (Ctrl-C, a soft time limit) must not lose the token. CPython
-runs signal handlers only after calls and at backward jumps, so an exception from a ``try`` block that begins with the
-claim was thrown after the claim, and the handler gives the token back.
+Waiting for oneself would be a deadlock: when a signal handler or a finalizer interrupts an append, a flush or a close,
+and emits, its record goes to a spool aside, and is as safe when ``emit`` returns as any other. Whether this thread is
+what it would be waiting for, its own stack tells.
 
-Order of locks: token, helper's mutex, directory lock.
+Exceptions that a signal handler throws into the middle (Ctrl-C, a soft time limit) cost nothing but the record being
+appended. CPython runs signal handlers only when a Python function is entered, after a call, and at backward jumps. So
+an exception from a ``try`` block that begins with the claim of the token was thrown after the claim, and is answered by
+giving the token back; a slow path cut short leaves the fast path stopped, until the next one has put things in order.
+
+Order of locks: mutex, then directory lock.
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -29,11 +33,12 @@ from typing import Any, Literal, NamedTuple
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.forkmark import fork_mark
+from profilis_mp.interrupts import was_thrown_in
 from profilis_mp.sharedlog.helping import Helper
 from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.outbox import Counters, Outbox
 from profilis_mp.sharedlog.settings import Settings
-from profilis_mp.sharedlog.spool import TAIL, Spool
+from profilis_mp.sharedlog.spool import HEADER_BYTES, TAIL, Spool
 from profilis_mp.sharedlog.stream import StreamPaths
 
 __all__ = ["Encoding", "Session", "is_line"]
@@ -71,13 +76,15 @@ class Session:
     Args:
         settings: The writer's.
         encoding: For the fast path; None for a writer of bytes.
+        opening: Told before the first record touches the disk.
         forward: Appends a record to whatever session is the writer's now, once this one is retired or forked.
         counters: Where to count.
         late: After ``close``: no thread, and every record is flushed at once, because nobody will do it later.
 
     Attributes:
         mark: Whether this process made the session.
-        retired: Closed; its token is never given back.
+        retired: Closed.
+        left_behind: Closed with records in its spool that could not be flushed.
         heir: At most one entry, the session that follows this one (a dict, for its atomic ``setdefault``).
     """
 
@@ -85,6 +92,7 @@ class Session:
         self,
         settings: Settings,
         encoding: Encoding | None,
+        opening: Callable[[Session], None],
         forward: Callable[[bytes], None],
         counters: Counters,
         *,
@@ -92,17 +100,20 @@ class Session:
     ) -> None:
         self.mark = fork_mark()
         self.retired = False
+        self.left_behind = False
         self.heir: dict[str, Session] = {}
         self.counters = counters
         self.helper: Helper | None = None
         self.paths = StreamPaths(settings.dir, settings.names.stream)
         self._settings = settings
         self._encoding = encoding
+        self._opening = opening
         self._forward = forward
         self._late = late
         self._outbox = Outbox(self.paths, settings, counters)
+        self._mutex = threading.Lock()
+        self._waited_in_vain = False
         self._bound: Spool | None = None
-        self._token = [0]
         self._fast = _NO_FAST_PATH
         self._inline = False
         self._next_step = 0.0
@@ -110,19 +121,16 @@ class Session:
     # The fast path.
 
     def bind(self) -> None:
-        """Make the fast append for the current spool and tell it to whoever encodes."""
-        spool = self._bound = self._outbox.spool
-        # A new list: whoever still has the old fast append finds the old list empty, now and for ever.
-        self._token = [] if spool is not None else self._token
-        if self._encoding is not None:
-            self._count_fast()
-            self._fast = _fast_path(self, spool, self._token, self._encoding)
-            self._encoding.rebound(self._fast.append)
+        """Make the fast append for the current spool and tell it to whoever encodes.
 
-    def _count_fast(self) -> None:
-        """Add up what the fast path has counted by itself, and end it. Caller holds the token."""
-        fast, self._fast = self._fast, _NO_FAST_PATH
-        self.counters.events += fast.appended()
+        Caller has stopped the elder one, which stays stopped: whoever still has it ends up in ``append_record``.
+        """
+        encoding, elder = self._encoding, self._fast
+        self._bound = self._outbox.spool
+        if encoding is not None:
+            self._fast = _fast_path(self, self._bound, encoding)
+            self.counters.events += elder.appended()
+            encoding.rebound(self._fast.append)
 
     def events(self) -> int:
         """Records accepted since this process started, or was forked."""
@@ -131,34 +139,39 @@ class Session:
     # The slow path.
 
     def append_record(self, record: bytes) -> None:
-        """Append one record with all the care that the fast path leaves out. Raises no Exception."""
+        """Append one record with all the care that the fast path leaves out. Raises no Exception of its own."""
+        timeout_s = 0.0 if self._waited_in_vain else self._settings.lock_timeout
+        if self._may_enter(timeout_s):
+            with self._mutex:
+                if self._stop_fast_path(timeout_s):
+                    self._waited_in_vain = False
+                    self._append_alone(record)
+                    return
         if self.retired or not self.mark[0]:
             self._forward(record)
-        elif self._claim(self._settings.lock_timeout):
-            try:
-                self._append_claimed(record)
-            finally:
-                self._give_back()
-        elif self.retired:
-            self._forward(record)
-        else:
-            self._count(self._outbox.append_aside(record))
-            self._fast.set_room(-1)
+            return
+        self._count(self._outbox.append_aside(record))
+        self._fast.stop()
+        if self.retired:
+            self._outbox.close()  # closed meanwhile: nobody else would
 
-    def _append_claimed(self, record: bytes) -> None:
-        """Caller holds the token."""
+    def _append_alone(self, record: bytes) -> None:
+        """Caller has the mutex and has stopped the fast path."""
         outbox = self._outbox
-        spool = outbox.spool or self._open()
+        if outbox.spool is None:
+            self._opening(self)
+        if self.helper is None and not self._late:
+            helper = Helper(self.paths, self._settings, _turn_of(self))
+            self._inline = not _start_thread(helper)
+            self.helper = helper
+        if outbox.spool is None:
+            outbox.replace(self._settings.spool_bytes)
         line = is_line(record)
-        if outbox.aside_used or (not line and spool.unflushed):
-            self._outbox.flush(0.0)  # what came first goes first, if the lock is free
-        append = self._append_line if line else outbox.append_aside
-        self._count(append(record) or (outbox.make_room(len(record)) and append(record)))
+        if outbox.aside_used or (not line and outbox.unflushed()):
+            outbox.flush(0.0)  # what came first goes first, if the lock is free
+        append = outbox.append_line if line else outbox.append_aside
+        self._count(append(record) or (outbox.make_room(len(record) if line else 0) and append(record)))
         self._flush_if_due()
-
-    def _append_line(self, record: bytes) -> bool:
-        spool = self._outbox.spool
-        return spool is not None and spool.append(record)
 
     def _count(self, accepted: bool) -> None:
         if accepted:
@@ -167,78 +180,69 @@ class Session:
             self._outbox.drop()
 
     def _flush_if_due(self) -> None:
-        """Flush when buffer_size is reached, without waiting for the lock: the spool has room. Caller has the token."""
+        """Flush when buffer_size is reached, without waiting for the lock: the spool has room. Caller has the mutex."""
         outbox, settings = self._outbox, self._settings
         spool = outbox.spool
         at_once = self._late or settings.fsync == "always"
         if at_once:
             outbox.flush(outbox.patience_s)
-        elif spool is not None and spool.unflushed > settings.buffer_size and outbox.may_retry():
-            self._outbox.flush(0.0)
+        elif spool is not None and spool.used > settings.buffer_size and outbox.may_retry():
+            outbox.flush(0.0)
         if self._inline and self.helper is not None and time.monotonic() >= self._next_step:
             self._next_step = time.monotonic() + settings.flush_interval
             if outbox.flush(0.0):
                 outbox.mind_its_file()
             self.helper.step(0.0)
-        self._after_flush(at_once)
+        if not at_once and not self._inline:
+            self._resume_fast_path()
 
-    def _after_flush(self, at_once: bool = False) -> None:
-        """Rebind after the outbox took another spool; say how far the fast path may go. Caller holds the token."""
+    def _stop_fast_path(self, timeout_s: float) -> bool:
+        """Caller has the mutex. Returns whether no append is under way; False too when the session has ended."""
+        fast = self._fast
+        fast.stop()
+        deadline = time.monotonic() + timeout_s
+        pause = 0.0
+        while not fast.token:
+            if self._is_interrupted() or time.monotonic() > deadline:
+                return False
+            time.sleep(pause)  # 0 at first: the appending thread may only be waiting for the interpreter
+            pause = min(pause + 50e-6, 2e-3)
+        return not self.retired
+
+    def _resume_fast_path(self) -> None:
+        """Say from where and how far the fast path may go. Caller has the mutex, and is done with the spool."""
         spool = self._outbox.spool
         if spool is not self._bound:
             self.bind()
-        if spool is None or at_once or self._inline or self._outbox.aside_used:
-            self._fast.set_room(-1)
-        else:
-            # A quarter further when the flush did not succeed, so that it is tried again, but not at every event.
-            buffer_size = self._settings.buffer_size
-            self._fast.set_room(min(spool.size, max(spool.head + buffer_size, spool.tail + buffer_size // 4)))
+        if spool is not None and not self._outbox.aside_used:
+            # A quarter further when a flush did not succeed, so that it is tried again, but not at every event.
+            buffer_size, tail = self._settings.buffer_size, spool.tail
+            self._fast.resume(tail, min(spool.size, max(HEADER_BYTES + buffer_size, tail + buffer_size // 4)))
 
-    def _open(self) -> Spool:
-        """The first record: create the spool, start the helper. Caller holds the token."""
-        outbox = self._outbox
-        outbox.replace(self._settings.spool_bytes)
-        if self.helper is None and not self._late:
-            self.helper = Helper(self.paths, self._settings, _turn_of(self))
-            self._inline = not _start_thread(self.helper)
-        assert outbox.spool is not None, "replace leaves one, in memory at the least"
-        return outbox.spool
-
-    # The token.
-
-    def _claim(self, timeout_s: float) -> bool:
-        """Take the token; False when this thread has it already, the session is retired, or the wait was too long."""
+    def _may_enter(self, timeout_s: float) -> bool:
+        """Wait until the mutex is free; False when this thread has it, the session has ended, or it took too long."""
+        deadline = time.monotonic() + timeout_s
         pause = 0.0
-        started = time.monotonic()
-        while True:
-            try:
-                self._token.pop()
-            except IndexError as error:
-                if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                    self._give_back()  # as in the fast path
-                    raise
-            except BaseException:
-                self._give_back()
-                raise
-            else:
+        while not self.retired and self.mark[0]:
+            if not self._mutex.locked():
                 return True
-            if self.retired or self._is_interrupted() or time.monotonic() - started > timeout_s:
+            if self._is_interrupted():
                 return False
-            time.sleep(pause)  # 0 at first: the holder may only be waiting for the interpreter
+            if time.monotonic() >= deadline:
+                self._waited_in_vain = True  # once; until somebody gets in, the next need not wait again
+                return False
+            time.sleep(pause)
             pause = min(pause + 50e-6, 2e-3)
-
-    def _give_back(self) -> None:
-        spool = self._bound
-        self._token.append(spool.tail if spool is not None else 0)
+        return False
 
     def _is_interrupted(self) -> bool:
-        """Is an append, flush or close of this very session further up this thread's stack?"""
-        # From the caller of whoever claims: append_record, which its fast append may have called, flush, rotate …
+        """Is an append, a flush or a close of this very session further up this thread's stack?"""
+        # This, who waits, and who would enter; whose own fast append may have called it.
         frame: FrameType | None = sys._getframe(3)
         if frame is not None and frame.f_code.co_name == "append" and _is_of(frame, self):
             frame = frame.f_back
         while frame is not None:
-            if frame.f_code.co_name in _HOLDERS and _is_of(frame, self):
+            if frame.f_code.co_name in _ENTERING and _is_of(frame, self):
                 return True
             frame = frame.f_back
         return False
@@ -247,15 +251,14 @@ class Session:
 
     def flush(self, timeout_s: float) -> bool:
         """Flush everything this process has; returns whether it is all in its segment. Raises nothing."""
-        if self.retired or not self.mark[0] or not self._claim(timeout_s):
-            return False
-        try:
-            flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
-            self._outbox.mind_its_file()
-            self._after_flush()
-            return flushed
-        finally:
-            self._give_back()
+        if self._may_enter(timeout_s):
+            with self._mutex:
+                if self._stop_fast_path(timeout_s):
+                    flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
+                    self._outbox.mind_its_file()
+                    self._resume_fast_path()
+                    return flushed
+        return False
 
     def rotate(self, timeout_s: float) -> SegmentName | None:
         """Flush, then seal the active segment; returns its name, None when nothing was in it.
@@ -264,12 +267,14 @@ class Session:
             LockTimeout: Another process or thread held the lock. Nothing was sealed.
             OSError: The flush failed. Nothing was sealed.
         """
-        if not self._claim(timeout_s):
-            raise LockTimeout(self.paths.lock, timeout_s)
-        try:
-            return self._outbox.rotate(timeout_s)
-        finally:
-            self._give_back()
+        if self._may_enter(timeout_s):
+            with self._mutex:
+                if self._stop_fast_path(timeout_s):
+                    try:
+                        return self._outbox.rotate(timeout_s)
+                    finally:
+                        self._resume_fast_path()
+        raise LockTimeout(self.paths.lock, timeout_s)
 
     def help_yourself(self) -> None:
         """Flush what no other process could find. The helper's turn."""
@@ -278,7 +283,10 @@ class Session:
 
     def unflushed(self) -> int:
         """Bytes in this process's spools."""
-        return sum(spool.unflushed for spool in self._outbox.spools())
+        try:
+            return self._outbox.unflushed()
+        except ValueError:  # closed meanwhile, by another thread
+            return 0
 
     def spool_kind(self) -> Literal["file", "memory"] | None:
         """ "file", or "memory" when the guarantee is weakened; None before the first record."""
@@ -293,38 +301,40 @@ class Session:
         """
         if not self.mark[0]:
             return True  # a hook inherited from the parent, whose session this is
-        if self.retired or not self._claim(timeout_s):
-            return self.retired
-        # The token is never given back: whoever finds the list empty sees `retired` and goes to the heir.
-        self.retired = True
-        self._count_fast()
-        flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
-        self._outbox.close()
-        diagnostics.debug("closed %s, everything flushed: %s", self.paths.state, flushed)
-        helper, self.helper = self.helper, None
-        if helper is not None:
+        if self._may_enter(timeout_s):
+            with self._mutex:
+                if self._stop_fast_path(timeout_s):
+                    flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
+                    self.retired = True
+                    self.counters.events += self._fast.appended()
+                    self._fast = _NO_FAST_PATH
+                    self.left_behind = not flushed
+                    self._outbox.close()
+                    diagnostics.debug("closed %s, everything flushed: %s", self.paths.state, flushed)
+        helper = self.helper
+        if self.retired and helper is not None:
             helper.stop(timeout_s)
-        return flushed
+            self.helper = None
+        return self.retired and not self.left_behind
 
     # Around a fork, where hooks run.
 
-    def before_fork(self) -> tuple[bool, bool]:
-        """Take token and helper's mutex, so that no thread of ours holds the directory lock at the fork."""
-        timeout_s = self._settings.lock_timeout
-        token = not self.retired and self._claim(timeout_s)
-        helper = self.helper
-        return token, helper is not None and helper.mutex.acquire(timeout=timeout_s)
+    def wait_until_quiet(self) -> None:
+        """Before a fork: let what is under way end, so that the child inherits nothing half open.
 
-    def after_fork_in_parent(self, token: bool, mutex: bool) -> None:
-        """Give back what ``before_fork`` took."""
-        if mutex and self.helper is not None:
-            self.helper.mutex.release()
-        if token:
-            self._give_back()
+        Holds nothing, so it guarantees nothing; and nothing can be left held when the fork fails or is interrupted.
+        """
+        helper = self.helper
+        deadline = time.monotonic() + self._settings.lock_timeout
+        while self._mutex.locked() or (helper is not None and helper.mutex.locked()):
+            if self._is_interrupted() or time.monotonic() > deadline:
+                break
+            time.sleep(50e-6)
 
     def abandon(self) -> None:
         """In a forked child: close what was inherited, without unlocking, flushing or stopping what is the parent's."""
         helper, self.helper = self.helper, None
+        self._fast.stop()
         if helper is not None:
             helper.close()
         self._outbox.abandon()
@@ -335,82 +345,102 @@ class _FastPath(NamedTuple):
 
     Attributes:
         append: Encodes and appends one item.
-        set_room: Says up to which tail an append needs no thought; -1 sends every one through ``append_record``.
+        token: Empty while an append is under way.
+        stop: Sends every append through ``append_record``.
+        resume: Takes the tail, and the offset in the spool up to which an append needs no thought.
         appended: How many records it has appended.
     """
 
     append: Callable[[Any], None]
-    set_room: Callable[[int], None]
+    token: list[None]
+    stop: Callable[[], None]
+    resume: Callable[[int, int], None]
     appended: Callable[[], int]
 
 
-def _fast_path(session: Session, spool: Spool | None, token: list[int], encoding: Encoding) -> _FastPath:
+def _fast_path(session: Session, spool: Spool | None, encoding: Encoding) -> _FastPath:
     """The hot path: a closure over everything it needs, because attribute loads would double its cost."""
     kind, encode, flags, suspect, mend, _ = encoding
     suspect_byte = suspect[-1]
+    token: list[None] = [None]
     mark, claim, give_back = session.mark, token.pop, token.append
     # Before the first record there is no spool, and room is -1.
-    words: Any = spool.ordered if spool is not None else [0] * (TAIL + 1)
+    words: Any = spool.ordered if spool is not None else None
     buffer: Any = spool.bytes if spool is not None else None
-    room, count = -1, 0
+    tail, room, count = 0, -1, 0
+    dropped = session.counters.dropped
 
     def append(item: Any) -> None:
-        nonlocal count
+        nonlocal tail, count
         try:
-            record = encode(item, None, flags)
+            line = encode(item, None, flags)
             if type(item) is not kind:
-                record = mend(item, None)
+                line = mend(item, None)
             # One byte first: `in` costs a fifth of a search, and most records hold no such byte.
-            elif suspect_byte in record and record.rfind(suspect) >= 0:
-                record = mend(item, record)
-        except Exception:
-            record = mend(item, None)
+            elif suspect_byte in line and line.rfind(suspect) >= 0:
+                line = mend(item, line)
+        except Exception as error:
+            if was_thrown_in(error):
+                raise
+            line = mend(item, None)
+        record: bytes | None = line
         try:
-            tail = claim()
-            end = tail + len(record)
-            if end <= room and mark[0]:
-                buffer[tail:end] = record
+            claim()
+            # room before tail: resume() stores them the other way round, so a room that is seen has its tail.
+            if room >= (end := tail + len(line)) and mark[0]:
+                buffer[tail:end] = line
                 # I3: data before tail. A helper that sees the new tail must find the record complete.
                 words[TAIL] = tail = end
                 count += 1
+                record = None
         except IndexError as error:
-            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-                give_back(words[TAIL])  # not the claim's own: thrown in by a signal handler
+            if was_thrown_in(error):
+                give_back(None)
                 raise
-            session.append_record(record)
-            return
         except BaseException:
-            give_back(words[TAIL])  # thrown in after the claim: see the module
+            give_back(None)  # thrown in after the claim: see the module
             raise
-        give_back(tail)
-        if tail != end:
-            session.append_record(record)
+        else:
+            give_back(None)
+        if record is not None:
+            try:
+                session.append_record(record)
+            except RecursionError:
+                # No stack left for the slow path, nor for a call of our own: count it here.
+                dropped["recursion_limit"] = dropped.get("recursion_limit", 0) + 1
 
-    def set_room(tail: int) -> None:
+    def stop() -> None:
         nonlocal room
-        room = tail
+        room = -1
 
-    return _FastPath(append, set_room, lambda: count)
+    def resume(new_tail: int, new_room: int) -> None:
+        nonlocal tail, room
+        tail = new_tail
+        room = new_room
+
+    return _FastPath(append, token, stop, resume, lambda: count)
 
 
-_NO_FAST_PATH = _FastPath(lambda item: None, lambda tail: None, lambda: 0)
+_NO_FAST_PATH = _FastPath(lambda item: None, [None], lambda: None, lambda tail, room: None, lambda: 0)
 
-_HOLDERS = frozenset({"append", "_append_claimed", "flush", "rotate", "close", "before_fork"})
+# Who claims the token, and who takes the mutex.
+_ENTERING = frozenset({"append", "append_record", "flush", "rotate", "close"})
 
 
 def _is_of(frame: FrameType, session: Session) -> bool:
     names = frame.f_locals
-    return names.get("session", names.get("self")) is session
+    return frame.f_code.co_filename == __file__ and names.get("session", names.get("self")) is session
 
 
-def _turn_of(session: Session) -> Callable[[], None]:
+def _turn_of(session: Session) -> Callable[[], bool]:
     # Weak: a helper thread must not keep a writer alive that everybody else has forgotten.
     reference = weakref.ref(session)
 
-    def turn() -> None:
+    def turn() -> bool:
         session = reference()
         if session is not None:
             session.help_yourself()
+        return session is not None
 
     return turn
 

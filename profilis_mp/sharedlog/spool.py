@@ -66,7 +66,6 @@ class Spool:
         bytes: The map, for the owner to copy records into.
         size: Its length, and the file's.
         framed: Whether each record is preceded by its length.
-        pid: The owner's process id, as the owner saw it.
     """
 
     def __init__(self, fd: int, size: int, spool_id: int, path: str | None) -> None:
@@ -81,7 +80,6 @@ class Spool:
         status = os.fstat(fd) if fd >= 0 else None
         self._identity = (status.st_dev, status.st_ino) if status is not None else None
         self.framed = bool(self.words[_FRAMED])
-        self.pid = self.words[_PID]
 
     @classmethod
     def create(cls, directory: str, capacity: int, limits: Limits, *, framed: bool, mode: int = 0o600) -> Spool:
@@ -95,7 +93,8 @@ class Spool:
         unfinished = f"{path}{UNFINISHED}"
         fd = open_regular(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         try:
-            lock_descriptor(fd)  # waits for nobody but one who takes it for a dead process's, see remove_unfinished
+            if not lock_descriptor(fd, blocking=False):
+                raise FileNotFoundError(unfinished)  # somebody takes it for a dead process's and is removing it
             preallocate(fd, HEADER_BYTES + capacity)
             spool = cls(fd, HEADER_BYTES + capacity, spool_id, path)
             spool._initialise(framed)
@@ -150,7 +149,7 @@ class Spool:
     def _initialise(self, framed: bool) -> None:
         words = self.words
         words[_FRAMED] = self.framed = framed
-        words[_PID] = self.pid = os.getpid()
+        words[_PID] = os.getpid()
         words[_CREATED] = time.time_ns()
         words[TAIL] = words[_HEAD] = words[_FLUSH_TO] = HEADER_BYTES
         words[0] = _MAGIC
@@ -169,9 +168,12 @@ class Spool:
             raise BadSpool(f"positions {positions} in a file of {self.size} bytes")
 
     def _check_limits(self) -> None:
-        limits = self.limits
-        if min(limits.rotate_bytes, limits.rotate_ns) < 1 or not 0 < limits.file_mode < 0o1000:
-            raise BadSpool(f"{limits}")
+        """As Settings checks them: recovery would otherwise trip over what it adopts."""
+        rotate_bytes, rotate_ns, file_mode, local_time = self.limits
+        if not (0 < rotate_bytes < 1 << 62 and rotate_ns > 0 and 0o600 <= file_mode <= 0o777 and local_time <= 1):
+            raise BadSpool(f"{self.limits}")
+        if file_mode & 0o600 != 0o600:
+            raise BadSpool(f"{self.limits}")
 
     @property
     def limits(self) -> Limits:
@@ -184,6 +186,11 @@ class Spool:
     def tail(self) -> int:
         """End of the last complete record."""
         return self.words[TAIL]
+
+    @property
+    def used(self) -> int:
+        """Bytes that the owner gets back by flushing and starting at the front again, flushed ones included."""
+        return self.words[TAIL] - HEADER_BYTES
 
     @property
     def unflushed(self) -> int:
@@ -240,7 +247,10 @@ class Spool:
         if store_fence is not None:
             store_fence()  # the record's bytes must not be read before the tail that covers them
         if self.framed:
-            return head + FRAME_BYTES + int.from_bytes(self._map.view[head : head + FRAME_BYTES], sys.byteorder)
+            end = head + FRAME_BYTES + int.from_bytes(self._map.view[head : head + FRAME_BYTES], sys.byteorder)
+            if end > tail:
+                raise BadSpool(f"a record that ends at {end}, beyond the tail {tail}")
+            return end
         if tail - head <= room:
             return tail
         # The last newline within the room; if there is none, the first one beyond it.
@@ -315,12 +325,12 @@ class Spool:
             os.close(self._fd)
 
     def unlink(self) -> None:
-        """Remove the file. Caller holds the directory lock and the lifetime lock, and the spool is empty."""
+        """Remove the file, if that can be done. Caller holds the lifetime lock, and the spool is empty."""
         if self.path is not None:
             try:
                 os.unlink(self.path)
-            except FileNotFoundError:
-                pass
+            except OSError:
+                pass  # gone already, or not ours to remove; an empty one does no harm
 
 
 def _new_id() -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from errno import ELOOP, ENOTDIR
 
 from profilis_mp.errors import CorruptSegment, LogDirectoryError
@@ -73,16 +73,19 @@ class Stream:
     Attributes:
         settings: Whose limits apply; recovery takes those of the spool that it flushes.
         control: The control file; valid while the lock is held.
+        give_back: Gives the directory lock back, whether held or not; see ``KeptLock.release``.
         notices: (key, text) pairs to warn about once the lock is released; nothing logs under it.
     """
 
     control: Control
+    give_back: Callable[[], object]
 
     def __init__(self, paths: StreamPaths, settings: Settings) -> None:
         self.paths = paths
         self.settings = settings
         self.notices: list[tuple[str, str]] = []
         self._lock: KeptLock | None = None
+        self.give_back = int
         self._control: Control | None = None
         self._segment: OpenSegment | None = None
         self._synced = (0, 0)
@@ -106,6 +109,7 @@ class Stream:
             if lock is None:
                 self.paths.create()
                 lock = self._lock = KeptLock(self.paths.lock, _PRIVATE_MODE)
+                self.give_back = lock.release
             lock.acquire(max(0.0, deadline - time.monotonic()))
             try:
                 # I8: a lock on a file that was removed excludes nobody.
@@ -120,13 +124,9 @@ class Stream:
             self.close()
         raise LogDirectoryError(self.paths.state, ENOTDIR, "is removed as fast as it is created")
 
-    def release(self) -> None:
-        """Give the directory lock back."""
-        assert self._lock is not None, "caller holds the lock"
-        self._lock.release()
-
     def close(self) -> None:
         """Close everything, unlocking nothing: in a forked child the lock is the parent's."""
+        self.give_back = int
         for handle in (self._segment, self._control, self._lock):
             if handle is not None:
                 handle.close()
@@ -137,7 +137,7 @@ class Stream:
         if self._control is None or not self._control.is_in_place():
             self._forget_control()
             try:
-                self._control = Control(self.paths.control, self.settings.names)
+                self._control = Control(self.paths.control)
             except (OSError, BadControl):
                 return None
         return self._control
@@ -281,22 +281,32 @@ class Stream:
         if self._control is None or not self._control.is_in_place():
             self._forget_control()
             self._control = self._load_control()
+        try:
+            self._control.check()
+        except BadControl as reason:
+            self._forget_control()
+            self.set_aside(self.paths.control, reason)
+            self._control = self._load_control()
         self.control = self._control
 
     def _load_control(self) -> Control:
         path, names = self.paths.control, self.settings.names
         try:
-            return Control(path, names)
+            return Control(path)
         except FileNotFoundError:
             pass
         except BadControl as reason:
             self.set_aside(path, reason)
+        except OSError as error:
+            if error.errno != ELOOP:
+                raise
+            self.set_aside(path, error)  # a symbolic link
         # I7: a control file that is lost is rebuilt from the listing, one generation on: nothing is appended to a
         # segment of which it is not known how much counts.
         listing = os.listdir(self.paths.log)
         segments = sum(names.parse_any(text) is not None for text in listing)
         Control.create(path, _PRIVATE_MODE, segments + 1, names.latest(listing))
-        return Control(path, names)
+        return Control(path)
 
     def _forget_control(self) -> None:
         if self._control is not None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -296,7 +295,15 @@ class SharedWriter:
             if append_record is not None:
                 append_record(record)
 
-        return Session(self._settings, self._encoding, forward, counters, late=late)
+        reference_to_self = weakref.ref(self)
+
+        def opening(session: Session) -> None:
+            writer = reference_to_self()
+            _sessions.add(weakref.ref(session, _sessions.discard))
+            if writer is not None:
+                writer._register_exit_hooks()
+
+        return Session(self._settings, self._encoding, opening, forward, counters, late=late)
 
     def _live_session(self) -> Session:
         """This process's session. Takes no lock, because after a fork any lock may be held by nobody for ever."""
@@ -304,19 +311,16 @@ class SharedWriter:
         while session.retired or not session.mark[0]:
             # In a forked child even a session that the parent had closed starts afresh, and so do the counters.
             forked = not session.mark[0]
-            heir = self._new_session(Counters() if forked else session.counters, late=session.retired)
-            heir = session.heir.setdefault("session", heir)  # atomic: of two threads, both go on with one
-            heir.bind()
+            new = self._new_session(Counters() if forked else session.counters, late=session.retired and not forked)
+            heir = session.heir.setdefault("session", new)  # atomic: of two threads, both go on with one
+            if forked and heir is new:
+                session.abandon()  # what the fork hooks would have done, where they did not run
             session = heir
         self._session = session
         return session
 
     def _append_record(self, record: bytes) -> None:
-        session = self._live_session()
-        if session.spool_kind() is None:
-            _sessions.add(weakref.ref(session, _sessions.discard))
-            self._register_exit_hooks()
-        session.append_record(record)
+        self._live_session().append_record(record)
 
     def _register_exit_hooks(self) -> None:
         """Close at exit: events become visible sooner. Nothing depends on it; what stays behind, others flush."""
@@ -333,7 +337,7 @@ class SharedWriter:
     def _glance(self) -> Control | None:
         """The control file, without the lock."""
         try:
-            return Control(self._session.paths.control, self._settings.names)
+            return Control(self._session.paths.control)
         except (OSError, BadControl):
             return None
 
@@ -361,24 +365,16 @@ def _closer(reference: weakref.ref[SharedWriter]) -> Callable[[], None]:
 
 # The sessions that have something on disk, for the fork hooks.
 _sessions: set[weakref.ref[Session]] = set()
-_forking: dict[int, list[tuple[Session, bool, bool]]] = {}
 
 
 def _before_fork() -> None:
-    held = _forking[threading.get_ident()] = []
     for reference in tuple(_sessions):
         session = reference()
         if session is not None and session.mark[0]:
-            held.append((session, *session.before_fork()))
-
-
-def _after_fork_in_parent() -> None:
-    for session, token, mutex in _forking.pop(threading.get_ident(), ()):
-        session.after_fork_in_parent(token, mutex)
+            session.wait_until_quiet()
 
 
 def _after_fork_in_child() -> None:
-    _forking.clear()
     for reference in tuple(_sessions):
         session = reference()
         if session is not None and not session.mark[0]:
@@ -387,4 +383,4 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
