@@ -218,7 +218,7 @@ class Outbox:
     # The main spool.
 
     def replace(self, capacity: int) -> bool:
-        """Put a spool of that capacity in the place of the main one, which is empty; returns whether there is one now."""
+        """Put a spool of that capacity in the place of the empty main one; returns whether there is one now."""
         elder = self.spool
         spool = self._create(max(capacity, self._settings.spool_bytes), framed=False)
         if spool is None:

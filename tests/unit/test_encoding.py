@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import decimal
 import enum
+import gc
 import itertools
 import json
 import sys
@@ -530,6 +531,28 @@ def test_a_dict_that_another_thread_changes_meanwhile_still_gives_one_line() -> 
         stop.set()
         thread.join()
         sys.setswitchinterval(before)
+
+
+def test_a_dict_that_a_finalizer_changes_meanwhile_still_gives_one_line() -> None:
+    # Until Python 3.11 a garbage collection may run between two items of a dict that C code lists.
+    event: dict[str, Any] = {"x": b"bytes"}
+    event.update((str(number), None) for number in range(3000))
+
+    class Meddler:
+        def __init__(self) -> None:
+            self.cycle = self
+
+        def __del__(self) -> None:
+            event[f"late {len(event)}"] = 1
+
+    before = gc.get_threshold()
+    gc.set_threshold(1000, 1000, 1000)
+    try:
+        for _ in range(20):
+            Meddler()
+            assert encode(event)[0]["x"] == "bytes"
+    finally:
+        gc.set_threshold(*before)
 
 
 def test_altered_events_are_counted_once_each_from_all_threads() -> None:
