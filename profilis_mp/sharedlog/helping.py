@@ -12,6 +12,7 @@ under the directory lock; leadership only saves the work of doing it twice.
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 import time
@@ -26,7 +27,14 @@ from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import UNFINISHED, BadSpool, Spool, spool_id_of
 from profilis_mp.sharedlog.stream import Stream, StreamPaths
 
-__all__ = ["Helped", "Helper", "HelperThread", "Helping"]
+__all__ = ["Helped", "Helper", "Helping", "in_helper_thread"]
+
+_this_thread = threading.local()
+
+
+def in_helper_thread() -> bool:
+    """Whether the caller (a finalizer, then) runs in a helper's thread, and so may have the directory lock already."""
+    return getattr(_this_thread, "helps", False)
 
 
 @dataclass(slots=True)
@@ -48,10 +56,6 @@ class Helped:
     timed_out: bool = False
     set_aside: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
-
-
-class HelperThread(threading.Thread):
-    """A helper's thread: whatever runs in it must not wait for the directory lock that it may have itself."""
 
 
 class Helping:
@@ -169,26 +173,27 @@ class Helper:
         self._helping = Helping(paths, settings)
         self._leader_lock: KeptLock | None = None
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._started = False
+        self._ended = threading.Event()
 
     def start(self) -> None:
-        """Start the daemon thread. (A thread that is no daemon made uWSGI's stop take 10 s instead of 1.)
+        """Start the thread, a daemon. (Any other made uWSGI's stop take 10 s instead of 1.)
 
         Raises:
             RuntimeError: The interpreter cannot start threads (any more).
         """
-        thread = HelperThread(target=self._run, name="profilis-mp-helper", daemon=True)
-        thread.start()
-        self._thread = thread
+        # Not threading.Thread: its start() waits for the new thread, and an exception that a signal handler throws
+        # into that wait leaves the thread half started.
+        _thread.start_new_thread(self._run, ())
+        self._started = True
 
     def stop(self, timeout_s: float) -> None:
         """End the thread, give leadership back, and close what it had open."""
         self._stop.set()
-        thread = self._thread
-        if thread is None:
+        if not self._started:
             self.close()
-        elif thread is not threading.current_thread():
-            thread.join(timeout_s)
+        elif not in_helper_thread():
+            self._ended.wait(timeout_s)
         # It closes everything itself, when it gets there: it may be waiting for a lock, or a finalizer may have brought
         # us here in its own thread, from the middle of a flush.
 
@@ -218,10 +223,15 @@ class Helper:
         self._helping.stream.notices.clear()
 
     def _run(self) -> None:
-        period = self._settings.flush_interval / 2
-        while not self._stop.wait(period):
-            self.step(self._settings.flush_interval)
-        self.close()
+        _this_thread.helps = True
+        # A wait of more than a year is an overflow.
+        period = min(self._settings.flush_interval / 2, 1e6)
+        try:
+            while not self._stop.wait(period):
+                self.step(self._settings.flush_interval)
+            self.close()
+        finally:
+            self._ended.set()
 
     def _try_to_lead(self) -> None:
         lock = self._leader_lock

@@ -34,6 +34,7 @@ class KeptLock:
 
     Attributes:
         path: The file.
+        fd: The descriptor.
         release: Gives the lock back; does nothing when it is not held.
     """
 
@@ -44,16 +45,16 @@ class KeptLock:
             OSError: The file cannot be opened or is a symbolic link.
         """
         self.path = path
-        self._fd = open_regular(path, os.O_RDWR | os.O_CREAT, mode)
+        self.fd = open_regular(path, os.O_RDWR | os.O_CREAT, mode)
         # The system call itself, not filelock's Python function around it: an exception that a signal handler throws
         # in comes after a call of C code or at the entry of Python code, so in a `finally` this is sure to happen.
-        self.release: Callable[[], None] = partial(flock, self._fd, LOCK_UN)
-        status = os.fstat(self._fd)
+        self.release: Callable[[], None] = partial(flock, self.fd, LOCK_UN)
+        status = os.fstat(self.fd)
         self._identity = (status.st_dev, status.st_ino)
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free; returns whether it was."""
-        return lock_descriptor(self._fd, blocking=False)
+        return lock_descriptor(self.fd, blocking=False)
 
     def acquire(self, timeout_s: float) -> None:
         """Take the lock, waiting at most ``timeout_s`` seconds (0 tries once).
@@ -61,14 +62,14 @@ class KeptLock:
         Raises:
             LockTimeout: Another holder kept it. Nothing changed.
         """
-        if lock_descriptor(self._fd, blocking=False):
+        if lock_descriptor(self.fd, blocking=False):
             return
         started = time.monotonic()
         pause = _FIRST_PAUSE_S
         while (waited := time.monotonic() - started) < timeout_s:
             # Short sleeps, not a blocking flock: a signal must find the thread in Python, and the wait must end.
             time.sleep(min(pause, timeout_s - waited))
-            if lock_descriptor(self._fd, blocking=False):
+            if lock_descriptor(self.fd, blocking=False):
                 return
             pause = min(pause * 2, _LONGEST_PAUSE_S)
         raise LockTimeout(self.path, waited)
@@ -83,4 +84,4 @@ class KeptLock:
 
     def close(self) -> None:
         """Close the descriptor. In a forked child this leaves the parent's lock alone."""
-        os.close(self._fd)
+        os.close(self.fd)

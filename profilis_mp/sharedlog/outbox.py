@@ -10,13 +10,12 @@ each other.
 from __future__ import annotations
 
 import errno
-import threading
 import time
 
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.sharedlog import commit
-from profilis_mp.sharedlog.helping import HelperThread
+from profilis_mp.sharedlog.helping import in_helper_thread
 from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import FRAME_BYTES, BadSpool, Spool
@@ -172,7 +171,7 @@ class Outbox:
     @property
     def patience_s(self) -> float:
         """How long a caller may wait for the lock: lock_timeout, but only once until a flush succeeds again."""
-        if self._waited_in_vain or isinstance(threading.current_thread(), HelperThread):
+        if self._waited_in_vain or in_helper_thread():
             return 0.0  # a finalizer can emit from the helper's thread, which may have the lock that it would wait for
         return self._settings.lock_timeout
 
@@ -249,6 +248,10 @@ class Outbox:
             if not spool.unflushed:
                 spool.unlink()
         self.abandon()
+
+    def descriptors(self) -> list[int]:
+        """All that is open here."""
+        return [*self._stream.descriptors(), *(spool.fd for spool in self.spools() if spool.fd >= 0)]
 
     def abandon(self) -> None:
         """Close everything and touch no file: in a forked child they are the parent's."""

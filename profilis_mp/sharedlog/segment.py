@@ -20,12 +20,13 @@ class OpenSegment:
     Attributes:
         path: The file.
         name: Its name within the log directory.
+        fd: The descriptor.
     """
 
     def __init__(self, directory: str, name: str, fd: int) -> None:
         self.path = f"{directory}/{name}"
         self.name = name
-        self._fd = fd
+        self.fd = fd
         status = os.fstat(fd)
         self._identity = (status.st_dev, status.st_ino)
 
@@ -60,7 +61,7 @@ class OpenSegment:
 
     def holds(self, expected: memoryview, offset: int) -> bool:
         """Whether the bytes from ``offset`` on are ``expected``."""
-        return os.pread(self._fd, len(expected), offset) == expected
+        return os.pread(self.fd, len(expected), offset) == expected
 
     def append(self, batch: memoryview) -> None:
         """Append all of ``batch``.
@@ -69,14 +70,14 @@ class OpenSegment:
             OSError: ENOSPC, EDQUOT, EIO … A first part of it may be in the file.
         """
         while batch:
-            batch = batch[os.write(self._fd, batch) :]
+            batch = batch[os.write(self.fd, batch) :]
 
     def sync(self) -> None:
         """Bring the bytes to the device."""
-        os.fdatasync(self._fd)
+        os.fdatasync(self.fd)
 
     def close(self) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
 
 
 def name_is_taken(directory: str, name: str) -> bool:

@@ -22,13 +22,15 @@ Order of locks: mutex, then directory lock.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
@@ -42,6 +44,9 @@ from profilis_mp.sharedlog.spool import HEADER_BYTES, TAIL, Spool
 from profilis_mp.sharedlog.stream import StreamPaths
 
 __all__ = ["Encoding", "Session", "is_line"]
+
+
+_T = TypeVar("_T")
 
 
 class Encoding(NamedTuple):
@@ -141,12 +146,8 @@ class Session:
     def append_record(self, record: bytes) -> None:
         """Append one record with all the care that the fast path leaves out. Raises no Exception of its own."""
         timeout_s = 0.0 if self._waited_in_vain else self._settings.lock_timeout
-        if self._may_enter(timeout_s):
-            with self._mutex:
-                if self._stop_fast_path(timeout_s):
-                    self._waited_in_vain = False
-                    self._append_alone(record)
-                    return
+        if self._alone(timeout_s, partial(self._append_alone, record)):
+            return
         if self.retired or not self.mark[0]:
             self._forward(record)
             return
@@ -155,8 +156,8 @@ class Session:
         if self.retired:
             self._outbox.close()  # closed meanwhile: nobody else would
 
-    def _append_alone(self, record: bytes) -> None:
-        """Caller has the mutex and has stopped the fast path."""
+    def _append_alone(self, record: bytes) -> bool:
+        self._waited_in_vain = False
         outbox = self._outbox
         if outbox.spool is None:
             self._opening(self)
@@ -172,6 +173,7 @@ class Session:
         append = outbox.append_line if line else outbox.append_aside
         self._count(append(record) or (outbox.make_room(len(record) if line else 0) and append(record)))
         self._flush_if_due()
+        return True
 
     def _count(self, accepted: bool) -> None:
         if accepted:
@@ -195,6 +197,19 @@ class Session:
             self.helper.step(0.0)
         if not at_once and not self._inline:
             self._resume_fast_path()
+
+    def _alone(self, timeout_s: float, work: Callable[[], _T]) -> _T | None:
+        """Run ``work`` with the mutex, and with the fast path stopped; returns None when that cannot be had in time."""
+        if self._may_enter(timeout_s):
+            try:
+                with self._mutex:
+                    if self._stop_fast_path(timeout_s):
+                        return work()
+            except Exception:
+                if self.mark[0]:
+                    raise
+                # A signal handler forked in the middle of this, and here is the child: all that was open is abandoned.
+        return None
 
     def _stop_fast_path(self, timeout_s: float) -> bool:
         """Caller has the mutex. Returns whether no append is under way; False too when the session has ended."""
@@ -237,10 +252,11 @@ class Session:
 
     def _is_interrupted(self) -> bool:
         """Is an append, a flush or a close of this very session further up this thread's stack?"""
-        # This, who waits, and who would enter; whose own fast append may have called it.
+        # From above this, who waits, and _alone; past the fast append that may have called append_record.
         frame: FrameType | None = sys._getframe(3)
-        if frame is not None and frame.f_code.co_name == "append" and _is_of(frame, self):
-            frame = frame.f_back
+        if frame is not None and frame.f_code.co_name == "append_record" and frame.f_back is not None:
+            above = frame.f_back
+            frame = above.f_back if above.f_code.co_name == "append" and _is_of(above, self) else above
         while frame is not None:
             if frame.f_code.co_name in _ENTERING and _is_of(frame, self):
                 return True
@@ -251,14 +267,14 @@ class Session:
 
     def flush(self, timeout_s: float) -> bool:
         """Flush everything this process has; returns whether it is all in its segment. Raises nothing."""
-        if self._may_enter(timeout_s):
-            with self._mutex:
-                if self._stop_fast_path(timeout_s):
-                    flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
-                    self._outbox.mind_its_file()
-                    self._resume_fast_path()
-                    return flushed
-        return False
+
+        def work() -> bool:
+            flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
+            self._outbox.mind_its_file()
+            self._resume_fast_path()
+            return flushed
+
+        return self._alone(timeout_s, work) or False
 
     def rotate(self, timeout_s: float) -> SegmentName | None:
         """Flush, then seal the active segment; returns its name, None when nothing was in it.
@@ -267,14 +283,17 @@ class Session:
             LockTimeout: Another process or thread held the lock. Nothing was sealed.
             OSError: The flush failed. Nothing was sealed.
         """
-        if self._may_enter(timeout_s):
-            with self._mutex:
-                if self._stop_fast_path(timeout_s):
-                    try:
-                        return self._outbox.rotate(timeout_s)
-                    finally:
-                        self._resume_fast_path()
-        raise LockTimeout(self.paths.lock, timeout_s)
+
+        def work() -> tuple[SegmentName | None]:
+            try:
+                return (self._outbox.rotate(timeout_s),)
+            finally:
+                self._resume_fast_path()
+
+        done = self._alone(timeout_s, work)
+        if done is None:
+            raise LockTimeout(self.paths.lock, timeout_s)
+        return done[0]
 
     def help_yourself(self) -> None:
         """Flush what no other process could find. The helper's turn."""
@@ -301,16 +320,17 @@ class Session:
         """
         if not self.mark[0]:
             return True  # a hook inherited from the parent, whose session this is
-        if self._may_enter(timeout_s):
-            with self._mutex:
-                if self._stop_fast_path(timeout_s):
-                    flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
-                    self.retired = True
-                    self.counters.events += self._fast.appended()
-                    self._fast = _NO_FAST_PATH
-                    self.left_behind = not flushed
-                    self._outbox.close()
-                    diagnostics.debug("closed %s, everything flushed: %s", self.paths.state, flushed)
+
+        def work() -> None:
+            flushed = not self._outbox.spools() or self._outbox.flush(timeout_s)
+            self.retired = True
+            self.left_behind = not flushed
+            self.counters.events += self._fast.appended()
+            self._fast = _NO_FAST_PATH
+            self._outbox.close()
+            diagnostics.debug("closed %s, everything flushed: %s", self.paths.state, flushed)
+
+        self._alone(timeout_s, work)
         helper = self.helper
         if self.retired and helper is not None:
             helper.stop(timeout_s)
@@ -337,7 +357,15 @@ class Session:
         self._fast.stop()
         if helper is not None:
             helper.close()
+        descriptors = self._outbox.descriptors()
         self._outbox.abandon()
+        if self._is_interrupted():
+            # A signal handler forked, and this child will return into what it interrupted. The maps are closed, so that
+            # ends in an error and a new start (_alone); the numbers of the descriptors must not be anyone else's then.
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            for number in descriptors:
+                if number != null:
+                    os.dup2(null, number, inheritable=False)
 
 
 class _FastPath(NamedTuple):
@@ -424,7 +452,7 @@ def _fast_path(session: Session, spool: Spool | None, encoding: Encoding) -> _Fa
 _NO_FAST_PATH = _FastPath(lambda item: None, [None], lambda: None, lambda tail, room: None, lambda: 0)
 
 # Who claims the token, and who takes the mutex.
-_ENTERING = frozenset({"append", "append_record", "flush", "rotate", "close"})
+_ENTERING = frozenset({"append", "_alone"})
 
 
 def _is_of(frame: FrameType, session: Session) -> bool:

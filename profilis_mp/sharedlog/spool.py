@@ -65,11 +65,12 @@ class Spool:
         ordered: The same, for the owner to store ``ordered[TAIL]``, which makes a record visible.
         bytes: The map, for the owner to copy records into.
         size: Its length, and the file's.
+        fd: The descriptor that the lifetime lock is on; -1 for a spool in memory.
         framed: Whether each record is preceded by its length.
     """
 
     def __init__(self, fd: int, size: int, spool_id: int, path: str | None) -> None:
-        self._fd = fd
+        self.fd = fd
         self._map = WordMap(fd, size, HEADER_BYTES)
         self.words = self._map.words
         self.ordered = self.words if store_fence is None else OrderedWords(self.words, store_fence)
@@ -316,13 +317,13 @@ class Spool:
 
     def owner_is_dead(self) -> bool:
         """Whether the lifetime lock was free; from then on this view holds it, so that one process drains."""
-        return lock_descriptor(self._fd, blocking=False)
+        return lock_descriptor(self.fd, blocking=False)
 
     def close(self) -> None:
         """Unmap and close; the file stays."""
         self._map.close()
-        if self._fd >= 0:
-            os.close(self._fd)
+        if self.fd >= 0:
+            os.close(self.fd)
 
     def unlink(self) -> None:
         """Remove the file, if that can be done. Caller holds the lifetime lock, and the spool is empty."""

@@ -132,6 +132,10 @@ class Stream:
                 handle.close()
         self._segment = self._control = self._lock = None
 
+    def descriptors(self) -> list[int]:
+        """All that is open here."""
+        return [handle.fd for handle in (self._lock, self._segment) if handle is not None]
+
     def peek(self) -> Control | None:
         """The control file without the lock, for advice only; None when it is not there or cannot be trusted."""
         if self._control is None or not self._control.is_in_place():
