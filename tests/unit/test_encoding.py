@@ -10,6 +10,7 @@ import enum
 import gc
 import itertools
 import json
+import signal
 import sys
 import threading
 import types
@@ -496,6 +497,28 @@ def test_keyboard_interrupt_passes_through() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         EventEncoder().encode({"x": Interrupting()})
+
+
+class SoftTimeLimit(Exception):
+    pass
+
+
+def test_what_a_signal_handler_throws_in_is_the_applications() -> None:
+    class Slow:
+        def __repr__(self) -> str:
+            signal.raise_signal(signal.SIGUSR1)
+            return "slow"
+
+    def handler(*_: object) -> None:
+        raise SoftTimeLimit
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        for event in ({"x": Slow()}, {Slow(): 1}, {"x": [Slow()], "y": b"z"}, Slow()):
+            with pytest.raises(SoftTimeLimit):
+                EventEncoder().encode(event)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_walk_that_fails_altogether_still_leaves_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
