@@ -17,10 +17,10 @@ from typing import Any, TypedDict
 from profilis_mp.core.lane import Lane, Limits
 from profilis_mp.core.scalars import scalar
 from profilis_mp.core.tally import steps
-from profilis_mp.core.threads import call_aside
 from profilis_mp.diagnostics import warn
 from profilis_mp.exporters.base import describe, settle
 from profilis_mp.interrupts import was_thrown_in
+from profilis_mp.threads import call_aside
 
 __all__ = ["CollectorStats", "Crew", "Inline"]
 

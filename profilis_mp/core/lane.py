@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from profilis_mp.core.scalars import scalar
 from profilis_mp.core.tally import steps
-from profilis_mp.core.threads import Reply, name_thread, start
 from profilis_mp.diagnostics import warn
 from profilis_mp.exporters.base import describe, settle
 from profilis_mp.interrupts import was_thrown_in
+from profilis_mp.threads import Reply, name_thread, start
 
 if TYPE_CHECKING:
     from queue import SimpleQueue

@@ -123,7 +123,7 @@ class JSONLExporter:
         self._encoder = EventEncoder()
         self._writer = SharedWriter(dir, **writer_arguments)
         self._current_file = CurrentFile(self._writer)
-        self.dir = self._writer.dir
+        self.dir = self._arguments["dir"] = self._writer.dir
         self.rotate_bytes = rotate_bytes
         self.rotate_secs = rotate_secs
         kind = type(self)

@@ -82,10 +82,13 @@ def _begin(stream: Stream, spool: Spool) -> OpenSegment:
     return segment
 
 
-def finish(stream: Stream, spool: Spool) -> None:
+def finish(stream: Stream, spool: Spool) -> bool:
     """Steps 4 to 6 from wherever they were interrupted, or giving the flush up when its segment is not there any more.
 
     Caller has seen that ``control.intent`` is this spool's id.
+
+    Returns:
+        Whether it was finished, not given up.
 
     Raises:
         OSError: As for :func:`flush`; the flush is still in progress.
@@ -93,15 +96,16 @@ def finish(stream: Stream, spool: Spool) -> None:
     control = stream.control
     if control.committed == spool.expected_end:
         _leave(stream, spool)
-        return
+        return True
     batch = spool.batch
     segment = stream.current()
     size = segment.size_in_place() if segment is not None else None
     done = -1 if size is None else size - control.committed
     if segment is None or done < 0 or (done and not segment.holds(batch[:done], control.committed)):
         control.intent = 0
-    else:
-        _append_and_commit(stream, spool, segment, batch[done:])
+        return False
+    _append_and_commit(stream, spool, segment, batch[done:])
+    return True
 
 
 def _append_and_commit(stream: Stream, spool: Spool, segment: OpenSegment, rest: memoryview) -> None:

@@ -12,7 +12,6 @@ under the directory lock; leadership only saves the work of doing it twice.
 
 from __future__ import annotations
 
-import _thread
 import os
 import threading
 import time
@@ -26,6 +25,7 @@ from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import UNFINISHED, BadSpool, Spool, spool_id_of
 from profilis_mp.sharedlog.stream import Stream, StreamPaths
+from profilis_mp.threads import start
 
 __all__ = ["Helped", "Helper", "Helping", "in_helper_thread"]
 
@@ -46,7 +46,6 @@ class Helped:
         dead_spools: Spools of dead processes drained and removed.
         live_spools: Spools whose owners are alive.
         timed_out: Whether another process kept the directory lock all the time.
-        set_aside: Paths of what could not be trusted.
         failures: What could not be done now, as text; it is tried again in the next round.
     """
 
@@ -54,7 +53,6 @@ class Helped:
     dead_spools: int = 0
     live_spools: int = 0
     timed_out: bool = False
-    set_aside: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
 
@@ -89,8 +87,12 @@ class Helping:
         for name in listing:
             if name.endswith(UNFINISHED):
                 Spool.remove_unfinished(f"{self._paths.spools}/{name}")
-            elif spool_id_of(name) is not None and not helped.timed_out:
-                self._help(name, timeout_s, helped)
+            elif spool_id_of(name) is not None:
+                self._open(name, helped)
+        # The eldest first: what one process wrote into two of its spools keeps its order.
+        for name, spool in sorted(self._spools.items(), key=lambda item: item[1].created_ns):
+            if not helped.timed_out:
+                self._help(name, spool, timeout_s, helped)
         return helped
 
     def close(self) -> None:
@@ -100,12 +102,8 @@ class Helping:
         self._spools.clear()
         self.stream.close()
 
-    def _help(self, name: str, timeout_s: float, helped: Helped) -> None:
-        path = f"{self._paths.spools}/{name}"
+    def _help(self, name: str, spool: Spool, timeout_s: float, helped: Helped) -> None:
         try:
-            spool = self._open(name, path)
-            if spool is None:
-                return
             dead = spool.owner_is_dead()
             helped.live_spools += not dead
             if dead or spool.unflushed:
@@ -115,35 +113,40 @@ class Helping:
                     self.stream.acquire(timeout_s)
                     helped.flushed_bytes += commit.flush(self.stream, spool)
                     if dead:
-                        spool.unlink()
-                        helped.dead_spools += 1
+                        helped.dead_spools += spool.unlink()
                 finally:
                     self.stream.give_back()
             if dead:
-                self._spools.pop(name).close()
+                self._forget(name)
         except BadSpool as reason:
-            self._forget(name)
-            self.stream.set_aside(path, reason)
-            helped.set_aside.append(path)
+            self._set_aside(name, reason)
         except OSError as error:
             helped.timed_out = isinstance(error, LockTimeout)
             # Closed, not kept: it gives back the lifetime lock of a dead spool, so that another may drain it.
             self._forget(name)
-            helped.failures.append(f"{path}: {error}")
+            helped.failures.append(f"{self._paths.spools}/{name}: {error}")
 
-    def _open(self, name: str, path: str) -> Spool | None:
+    def _open(self, name: str, helped: Helped) -> None:
+        """Have the spool of that name among ``_spools``, if it can be had and trusted."""
         spool = self._spools.get(name)
         if spool is not None and not spool.is_in_place():
             self._forget(name)
             spool = None
-        if spool is None:
-            try:
-                spool = self._spools[name] = Spool.open(path)
-            except FileNotFoundError:
-                return None
-        else:
-            spool.check()
-        return spool
+        try:
+            if spool is None:
+                self._spools[name] = Spool.open(f"{self._paths.spools}/{name}")
+            else:
+                spool.check()
+        except FileNotFoundError:
+            pass
+        except BadSpool as reason:
+            self._set_aside(name, reason)
+        except OSError as error:
+            helped.failures.append(f"{self._paths.spools}/{name}: {error}")
+
+    def _set_aside(self, name: str, reason: BadSpool) -> None:
+        self._forget(name)
+        self.stream.set_aside(f"{self._paths.spools}/{name}", reason)
 
     def _forget(self, name: str) -> None:
         spool = self._spools.pop(name, None)
@@ -176,16 +179,10 @@ class Helper:
         self._started = False
         self._ended = threading.Event()
 
-    def start(self) -> None:
-        """Start the thread, a daemon. (Any other made uWSGI's stop take 10 s instead of 1.)
-
-        Raises:
-            RuntimeError: The interpreter cannot start threads (any more).
-        """
-        # Not threading.Thread: its start() waits for the new thread, and an exception that a signal handler throws
-        # into that wait leaves the thread half started.
-        _thread.start_new_thread(self._run, ())
-        self._started = True
+    def start(self) -> bool:
+        """Start the thread, a daemon (any other made uWSGI stop 9 s later); returns whether it can run."""
+        self._started = start(self._run)
+        return self._started
 
     def stop(self, timeout_s: float) -> None:
         """End the thread, give leadership back, and close what it had open."""

@@ -30,8 +30,11 @@ COMPRESSED_SUFFIXES = (".gz", ".zst")
 _DEFAULT_STAMP = "%Y%m%d-%H%M%S"
 _DEFAULT_INDEX = "03d"
 _LONGEST_NAME = 200  # bytes; 255 is what file systems take, the rest is room for suffixes
-_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f]|\.\.")
-_INDEX_SPEC = re.compile(r"0?\d{0,2}d?")
+_UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
+_INDEX_SPEC = re.compile(r"(0\d{1,2})?d?")
+_MOMENTS = (951_827_696, 1_190_000_000, 2_000_000_000)  # short and long names of days and months, one and two digits
+_YEAR_NS = 367 * 86_400 * 10**9
+_LARGEST = 1 << 62  # what the control file takes
 
 
 class SegmentName(NamedTuple):
@@ -94,11 +97,14 @@ class SegmentNames:
         )
         if len(self.stream) > _LONGEST_NAME:
             raise ConfigError("filename_template", f"gives a stream name of more than {_LONGEST_NAME} bytes")
-        for stamp_ns in (10**9, 2_000_000_000 * 10**9):
-            text = self.render(stamp_ns, 999).text
+        for moment in _MOMENTS:
+            text = self.render(moment * 10**9, 999).text
             _check_rendered(text)
-            if self.parse(text) is None:
+            name = self.parse(text)
+            if name is None:
                 raise ConfigError("filename_template", f"gives {text!r}, of which its parts cannot be told any more")
+            if self._has_stamp and abs(name.stamp_ns - moment * 10**9) > _YEAR_NS:
+                raise ConfigError("filename_template", f"gives {text!r}, a timestamp that comes again")
 
     @classmethod
     def of_stream(cls, stream: str, *, local_time: bool = False) -> SegmentNames:
@@ -138,10 +144,12 @@ class SegmentNames:
             name = self.render(now_ns, self.first_index)
         else:
             name = self.render(max(now_ns, elder.stamp_ns), self.first_index)
-            if self.render(elder.stamp_ns, self.first_index).text == name.text:
-                name = self.render(name.stamp_ns if self._has_stamp else now_ns, elder.number + 1)
+            again = self.render(elder.stamp_ns, self.first_index).text
+            # Local time goes back once a year; the last timestamp before that serves for the hour.
+            if again == name.text or (self.local_time and name.text < again):
+                name = self.render(elder.stamp_ns, elder.number + 1)
         while taken(name.text):
-            name = self.render(max(now_ns, name.stamp_ns), name.number + 1)
+            name = self.render(name.stamp_ns, name.number + 1)
         return name
 
     def parse(self, text: str) -> SegmentName | None:
@@ -160,6 +168,8 @@ class SegmentNames:
             except (ValueError, OverflowError, OSError):
                 return None
         index = int(groups["index"]) if groups.get("index") else 0
+        if not 0 <= stamp_ns < _LARGEST or index >= _LARGEST:
+            return None
         name = self.render(stamp_ns, index, groups.get("hostname"))
         return name if name.text == text else None
 
@@ -185,6 +195,12 @@ class SegmentNames:
         self._parts.append(("", "", ""))
         return len(self._parts) - 1
 
+    def _shape_of_stamp(self) -> str:
+        """A pattern for the timestamp: so many digits here and there, if that is what it always looks like."""
+        spec = next(spec for _, field, spec in self._parts if field == "timestamp")
+        shapes = {re.sub(r"\d", "0", datetime.fromtimestamp(moment, self._zone).strftime(spec)) for moment in _MOMENTS}
+        return re.escape(shapes.pop()).replace("0", r"\d") if len(shapes) == 1 else ".+?"
+
     def _compile(self) -> re.Pattern[str]:
         pattern: list[str] = []
         seen: set[str] = set()
@@ -198,7 +214,8 @@ class SegmentNames:
                 pattern.append(f"(?P={field})")
             elif field:
                 seen.add(field)
-                pattern.append(rf"(?P<{field}>{r'[0-9]+' if field == 'index' else '.+?'})")
+                shape = {"index": "[0-9]+", "timestamp": self._shape_of_stamp()}.get(field, ".+?")
+                pattern.append(f"(?P<{field}>{shape})")
         return re.compile("".join(pattern), re.DOTALL)
 
 

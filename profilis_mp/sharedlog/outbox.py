@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import time
+from errno import EIO
 
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
@@ -96,7 +97,9 @@ class Outbox:
         try:
             # In one step, which nothing can come between: nobody else has these now.
             taken, self._aside = self._aside, []
-            for spool in taken:
+            # Behind what is there already, not into a gap before it: the order of records is the order of spools.
+            used = [number for number, spool in enumerate(taken) if spool.unflushed]
+            for spool in taken[used[-1] if used else 0 :]:
                 if spool.append(record):
                     fits = True
                     break
@@ -127,6 +130,38 @@ class Outbox:
         A flush that fails leaves every record where it is. With ``timeout_s`` 0 a busy lock is no failure.
         """
         stream = self._stream
+        try:
+            try:
+                self._flush(timeout_s)
+            except FileNotFoundError:
+                # Somebody removed the directory in the middle of it: once more, in a new one.
+                stream.close()
+                self._flush(timeout_s)
+        except LockTimeout:
+            self._failure = "lock_timeout"
+            if timeout_s:
+                self._waited_in_vain = True
+                self._count_failure()
+            return False
+        except BadSpool as reason:
+            self._replace_damaged(reason)
+            return False
+        except OSError as error:
+            self._put_off(error)
+            return False
+        finally:
+            for key, text in stream.notices:
+                diagnostics.warn(key, text)
+            stream.notices.clear()
+        self._counters.flushes += 1
+        diagnostics.debug("flushed the spools of %s", self._paths.state)
+        self._retry_at = 0.0
+        self._backoff = _FIRST_BACKOFF_S
+        self._waited_in_vain = False
+        return True
+
+    def _flush(self, timeout_s: float) -> None:
+        stream = self._stream
         aside: list[Spool] = []
         try:
             aside, self._aside = self._aside, []
@@ -137,32 +172,12 @@ class Outbox:
                 commit.flush(stream, spool)
                 spool.reset()
             self.aside_used = False
-        except LockTimeout:
-            self._failure = "lock_timeout"
-            if timeout_s:
-                self._waited_in_vain = True
-                self._count_failure()
-            return False
-        except BadSpool as reason:
-            self._replace_damaged(aside, reason)
-            return False
-        except OSError as error:
-            self._put_off(error)
-            return False
         finally:
+            # C calls only, one each: a second exception, thrown in here, comes after them.
             try:
                 stream.give_back()
             finally:
                 self._aside.extend(aside)
-        for key, text in stream.notices:
-            diagnostics.warn(key, text)
-        stream.notices.clear()
-        self._counters.flushes += 1
-        diagnostics.debug("flushed %d spools of %s", len(spools), self._paths.state)
-        self._retry_at = 0.0
-        self._backoff = _FIRST_BACKOFF_S
-        self._waited_in_vain = False
-        return True
 
     def may_retry(self) -> bool:
         """Whether a flush is worth trying: always, but for a while after the file system refused one."""
@@ -209,8 +224,12 @@ class Outbox:
         try:
             stream.acquire(timeout_s, spools)
             for spool in spools:
+                spool.check()
                 commit.flush(stream, spool)
             return stream.seal()
+        except BadSpool as reason:
+            self._replace_damaged(reason)
+            raise OSError(EIO, f"a spool was damaged and set aside: {reason}") from None
         finally:
             stream.give_back()
 
@@ -278,20 +297,19 @@ class Outbox:
         except OSError:
             return None
 
-    def _replace_damaged(self, aside: list[Spool], reason: BadSpool) -> None:
+    def _replace_damaged(self, reason: BadSpool) -> None:
         """Somebody wrote into a spool: set it aside with whatever it holds, and go on with another."""
-        for spool in self.spools() + aside:
-            try:
-                spool.check()
-            except BadSpool:
-                if spool.path is not None:
-                    self._stream.set_aside(spool.path, reason)
-                if spool is self.spool:
-                    self.spool = None
-                    self.replace(self._settings.spool_bytes)
-                else:
-                    aside.remove(spool)
-                spool.close()
+        for spool in self.spools():
+            if spool.is_sound():
+                continue
+            if spool.path is not None:
+                self._stream.set_aside(spool.path, reason)
+            if spool is self.spool:
+                self.spool = None
+                self.replace(self._settings.spool_bytes)
+            else:
+                self._aside.remove(spool)
+            spool.close()
 
     def _put_off(self, error: OSError) -> None:
         self._failure = _REASONS.get(error.errno or 0, "os_error")

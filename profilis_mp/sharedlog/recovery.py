@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from errno import ENOTDIR
 
 from profilis_mp import diagnostics
-from profilis_mp.errors import ConfigError
+from profilis_mp.errors import ConfigError, LogDirectoryError
 from profilis_mp.sharedlog.helping import Helping
 from profilis_mp.sharedlog.names import SegmentNames
 from profilis_mp.sharedlog.settings import Settings, check_log_directory
@@ -64,6 +65,8 @@ def recover(dir: str | os.PathLike[str], *, timeout_s: float = 5.0) -> RecoveryR
         streams = sorted(os.listdir(f"{report.directory}/{STATE_DIRECTORY}"))
     except FileNotFoundError:
         return report
+    except NotADirectoryError:
+        raise LogDirectoryError(f"{report.directory}/{STATE_DIRECTORY}", ENOTDIR, "is not a directory") from None
     for stream in streams:
         try:
             names = SegmentNames.of_stream(stream)
@@ -78,14 +81,11 @@ def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: floa
     paths = StreamPaths(report.directory, names.stream)
     helping = Helping(paths, _settings_of(report.directory, names), adopt_limits=True)
     try:
-        control = helping.stream.peek()
-        interrupted = control is not None and control.intent != 0
         # Taking the lock finishes the flush in progress, whoever's it is.
         try:
             helping.stream.acquire(timeout_s)
         finally:
             helping.stream.give_back()
-        report.finished_flushes += interrupted
         helped = helping.round(timeout_s)
     except OSError as error:
         report.failures.append(f"{paths.state}: {error}")
@@ -93,11 +93,12 @@ def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: floa
     finally:
         for key, text in helping.stream.notices:
             diagnostics.warn(key, text)
+        report.finished_flushes += helping.stream.finished_flushes
+        report.set_aside += helping.stream.aside
         helping.close()
     report.dead_spools += helped.dead_spools
     report.live_spools += helped.live_spools
     report.flushed_bytes += helped.flushed_bytes
-    report.set_aside += helped.set_aside
     report.failures += helped.failures
 
 

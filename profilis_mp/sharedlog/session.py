@@ -163,14 +163,14 @@ class Session:
             self._opening(self)
         if self.helper is None and not self._late:
             helper = Helper(self.paths, self._settings, _turn_of(self))
-            self._inline = not _start_thread(helper)
+            self._inline = not helper.start()
             self.helper = helper
         if outbox.spool is None:
             outbox.replace(self._settings.spool_bytes)
         line = is_line(record)
         if outbox.aside_used or (not line and outbox.unflushed()):
-            outbox.flush(0.0)  # what came first goes first, if the lock is free
-        append = outbox.append_line if line else outbox.append_aside
+            outbox.flush(0.0)  # what came first goes first; while the lock is busy, lines queue up aside as well
+        append = outbox.append_line if line and not outbox.aside_used else outbox.append_aside
         self._count(append(record) or (outbox.make_room(len(record) if line else 0) and append(record)))
         self._flush_if_due()
         return True
@@ -471,14 +471,3 @@ def _turn_of(session: Session) -> Callable[[], bool]:
         return session is not None
 
     return turn
-
-
-def _start_thread(helper: Helper) -> bool:
-    uwsgi = sys.modules.get("uwsgi")
-    if uwsgi is not None and not getattr(uwsgi, "has_threads", 1):
-        return False  # without --enable-threads before 2.0.27: a thread would start and hardly ever run
-    try:
-        helper.start()
-    except RuntimeError:  # the interpreter is shutting down, or the system has no threads left
-        return False
-    return True

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from errno import EACCES, ENOTDIR, ENOTSUP
+from errno import EACCES, ENAMETOOLONG, ENOTDIR, ENOTSUP
 from typing import Any, Literal, get_args
 
 from profilis_mp.errors import ConfigError, LogDirectoryError
@@ -24,6 +25,7 @@ Fsync = Literal["never", "seal", "interval", "always"]
 OnFull = Literal["drop", "block"]
 
 _LONGEST_S = 1e9
+_LONGEST_PATH = 3500  # bytes; 4096 is Linux's limit, the rest is room for what lies below
 _NETWORK_FILE_SYSTEMS = frozenset(
     {"9p", "afs", "beegfs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs"}
     | {"nfs4", "smb3", "smbfs"}
@@ -62,6 +64,8 @@ class Settings:
         for argument, choices in (("on_full", get_args(OnFull)), ("fsync", get_args(Fsync))):
             if getattr(self, argument) not in choices:
                 raise ConfigError(argument, f"{getattr(self, argument)!r} is none of {', '.join(choices)}")
+        if not callable(self.clock):
+            raise ConfigError("clock", f"{self.clock!r} cannot be called")
         mode: object = self.file_mode
         if not isinstance(mode, int) or isinstance(mode, bool) or not 0o600 <= mode <= 0o777 or mode & 0o600 != 0o600:
             raise ConfigError("file_mode", f"{mode!r} is no mode that its owner can read and write, such as 0o640")
@@ -86,14 +90,14 @@ class Settings:
 
     @property
     def rotate_ns(self) -> int:
-        """``rotate_secs`` in nanoseconds; what does not fit a u64 word is never reached anyway."""
-        return min(int(self.rotate_secs * 1e9), (1 << 63) - 1)
+        """``rotate_secs`` in nanoseconds."""
+        return max(1, int(self.rotate_secs * 1e9))
 
 
 def _check_number(argument: str, value: Any, *, whole: bool, zero: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise ConfigError(argument, f"{value!r} is not {'an int' if whole else 'a number'}")
-    if math.isnan(value):
+    if isinstance(value, float) and math.isnan(value):
         raise ConfigError(argument, "is not a number (NaN)")
     if value < 0 or (value == 0 and not zero):
         raise ConfigError(argument, f"{value!r} must be {'0 or more' if zero else 'more than 0'}")
@@ -117,6 +121,12 @@ def check_log_directory(directory: object) -> str:
         raise ConfigError("dir", f"{path!r} is no usable path")
     # Absolute from the start: a daemon that changes its directory later still means this one.
     path = os.path.abspath(path)
+    try:
+        too_long = max(map(len, os.fsencode(path).split(b"/"))) > 255 or len(os.fsencode(path)) > _LONGEST_PATH
+    except UnicodeEncodeError:
+        raise ConfigError("dir", f"{path!r} is no usable path") from None
+    if too_long:
+        raise LogDirectoryError(path, ENAMETOOLONG, "has a part of more than 255 bytes, or is too long as a whole")
     nearest = path
     while not os.path.lexists(nearest):
         nearest = os.path.dirname(nearest)
@@ -146,7 +156,8 @@ def _file_system_of(path: str) -> str | None:
     best, kind = "", None
     for line in lines:
         before, _, after = line.partition(" - ")
-        mount_point = before.split(" ")[4].encode("latin-1", "surrogateescape").decode("unicode_escape")
+        # Spaces and the like are written as \\040.
+        mount_point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), before.split(" ")[4])
         inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
         # Of equals the last counts: it was mounted over the others.
         if inside and len(mount_point) >= len(best):

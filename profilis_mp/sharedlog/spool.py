@@ -66,6 +66,7 @@ class Spool:
         bytes: The map, for the owner to copy records into.
         size: Its length, and the file's.
         fd: The descriptor that the lifetime lock is on; -1 for a spool in memory.
+        created_ns: When it was created; spools of one process are flushed in this order.
         framed: Whether each record is preceded by its length.
     """
 
@@ -81,6 +82,7 @@ class Spool:
         status = os.fstat(fd) if fd >= 0 else None
         self._identity = (status.st_dev, status.st_ino) if status is not None else None
         self.framed = bool(self.words[_FRAMED])
+        self.created_ns: int = self.words[_CREATED]
 
     @classmethod
     def create(cls, directory: str, capacity: int, limits: Limits, *, framed: bool, mode: int = 0o600) -> Spool:
@@ -151,7 +153,7 @@ class Spool:
         words = self.words
         words[_FRAMED] = self.framed = framed
         words[_PID] = os.getpid()
-        words[_CREATED] = time.time_ns()
+        words[_CREATED] = self.created_ns = time.time_ns()
         words[TAIL] = words[_HEAD] = words[_FLUSH_TO] = HEADER_BYTES
         words[0] = _MAGIC
 
@@ -167,6 +169,23 @@ class Spool:
         positions = (words[TAIL], words[_HEAD], words[_FLUSH_TO])
         if min(positions) < HEADER_BYTES or max(positions) > self.size or words[_EXPECTED_END] >= 1 << 62:
             raise BadSpool(f"positions {positions} in a file of {self.size} bytes")
+
+    def is_sound(self) -> bool:
+        """Whether what is in it can be flushed: positions within the file, each frame within tail."""
+        try:
+            self.check()
+            end = self.head
+            while self.framed and end < self.tail:
+                end = self._frame_end(end)
+        except BadSpool:
+            return False
+        return True
+
+    def _frame_end(self, start: int) -> int:
+        end = start + FRAME_BYTES + int.from_bytes(self._map.view[start : start + FRAME_BYTES], sys.byteorder)
+        if not start + FRAME_BYTES < end <= self.tail:
+            raise BadSpool(f"a record from {start} to {end}, beyond the tail {self.tail}")
+        return end
 
     def _check_limits(self) -> None:
         """As Settings checks them: recovery would otherwise trip over what it adopts."""
@@ -248,10 +267,7 @@ class Spool:
         if store_fence is not None:
             store_fence()  # the record's bytes must not be read before the tail that covers them
         if self.framed:
-            end = head + FRAME_BYTES + int.from_bytes(self._map.view[head : head + FRAME_BYTES], sys.byteorder)
-            if end > tail:
-                raise BadSpool(f"a record that ends at {end}, beyond the tail {tail}")
-            return end
+            return self._frame_end(head)
         if tail - head <= room:
             return tail
         # The last newline within the room; if there is none, the first one beyond it.
@@ -325,13 +341,14 @@ class Spool:
         if self.fd >= 0:
             os.close(self.fd)
 
-    def unlink(self) -> None:
-        """Remove the file, if that can be done. Caller holds the lifetime lock, and the spool is empty."""
+    def unlink(self) -> bool:
+        """Remove the file, if that can be done; returns whether. Caller holds the lifetime lock; the spool is empty."""
         if self.path is not None:
             try:
                 os.unlink(self.path)
             except OSError:
-                pass  # gone already, or not ours to remove; an empty one does no harm
+                return False  # gone already, or not ours to remove; an empty one does no harm
+        return True
 
 
 def _new_id() -> int:

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable
-from errno import ELOOP, ENOTDIR
+from errno import EISDIR, ELOOP, ENOTDIR, ENXIO
 
 from profilis_mp.errors import CorruptSegment, LogDirectoryError
 from profilis_mp.sharedlog import commit
@@ -28,6 +28,8 @@ STATE_DIRECTORY = ".profilis-mp"
 _STATE_MODE = 0o750
 _PRIVATE_MODE = 0o600
 _ATTEMPTS = 8
+# What opening says when somebody put a symbolic link, a directory or a socket in a file's place.
+_NO_FILE = frozenset({ELOOP, EISDIR, ENXIO})
 
 
 class StreamPaths:
@@ -74,6 +76,8 @@ class Stream:
         settings: Whose limits apply; recovery takes those of the spool that it flushes.
         control: The control file; valid while the lock is held.
         give_back: Gives the directory lock back, whether held or not; see ``KeptLock.release``.
+        finished_flushes: Interrupted flushes finished here.
+        aside: Paths of what was set aside here.
         notices: (key, text) pairs to warn about once the lock is released; nothing logs under it.
     """
 
@@ -84,6 +88,8 @@ class Stream:
         self.paths = paths
         self.settings = settings
         self.notices: list[tuple[str, str]] = []
+        self.finished_flushes = 0
+        self.aside: list[str] = []
         self._lock: KeptLock | None = None
         self.give_back = int
         self._control: Control | None = None
@@ -236,6 +242,7 @@ class Stream:
             os.rename(path, aside)
         except FileNotFoundError:
             return
+        self.aside.append(path)
         self.notices.append(("set_aside", f"{path} is damaged ({reason}); it was set aside as {aside}"))
 
     def _is_aged(self, control: Control) -> bool:
@@ -259,9 +266,9 @@ class Stream:
             except (FileNotFoundError, FileExistsError):
                 return None
             except OSError as error:
-                if error.errno != ELOOP:
+                if error.errno not in _NO_FILE:
                     raise
-                return None  # a symbolic link in its place is not our segment
+                return None
         return self._segment
 
     def _seal_current(self) -> None:
@@ -302,9 +309,9 @@ class Stream:
         except BadControl as reason:
             self.set_aside(path, reason)
         except OSError as error:
-            if error.errno != ELOOP:
+            if error.errno not in _NO_FILE:
                 raise
-            self.set_aside(path, error)  # a symbolic link
+            self.set_aside(path, error)
         # I7: a control file that is lost is rebuilt from the listing, one generation on: nothing is appended to a
         # segment of which it is not known how much counts.
         listing = os.listdir(self.paths.log)
@@ -321,7 +328,7 @@ class Stream:
         intent = self.control.intent
         for spool in own:
             if spool.id == intent:
-                commit.finish(self, spool)
+                self.finished_flushes += commit.finish(self, spool)
                 return
         path = f"{self.paths.spools}/{intent:016x}"
         try:
@@ -332,6 +339,6 @@ class Stream:
             self.control.intent = 0
             return
         try:
-            commit.finish(self, spool)
+            self.finished_flushes += commit.finish(self, spool)
         finally:
             spool.close()

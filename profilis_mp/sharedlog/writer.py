@@ -118,7 +118,7 @@ class SharedWriter:
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._arguments: dict[str, Any] = {
-            "dir": dir,
+            "dir": check_log_directory(dir),  # absolute, for whoever unpickles this elsewhere
             "rotate_bytes": rotate_bytes,
             "rotate_secs": rotate_secs,
             "filename_template": filename_template,
@@ -134,7 +134,7 @@ class SharedWriter:
             "clock": clock,
         }
         self._settings = Settings(
-            dir=check_log_directory(dir),
+            dir=self._arguments["dir"],
             names=SegmentNames(filename_template, app_name, local_time=local_time),
             rotate_bytes=rotate_bytes,
             rotate_secs=rotate_secs,
