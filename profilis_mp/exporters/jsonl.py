@@ -42,7 +42,8 @@ class JSONLExporter:
         >>> exporter.emit({"kind": "FN", "fn": "work", "dur_ns": 1200})
         >>> exporter.flush()
         True
-        >>> open(exporter.current_path).read()
+        >>> from pathlib import Path
+        >>> Path(exporter.current_path).read_text()
         '{"kind":"FN","fn":"work","dur_ns":1200}\\n'
         >>> exporter.close()
         True

@@ -29,6 +29,7 @@ from profilis_mp.threads import start
 
 __all__ = ["Helped", "Helper", "Helping", "in_helper_thread"]
 
+_LONGEST_WAIT_S = 1e6  # a wait of some years is an overflow
 _this_thread = threading.local()
 
 
@@ -190,7 +191,7 @@ class Helper:
         if not self._started:
             self.close()
         elif not in_helper_thread():
-            self._ended.wait(timeout_s)
+            self._ended.wait(min(timeout_s, _LONGEST_WAIT_S))
         # It closes everything itself, when it gets there: it may be waiting for a lock, or a finalizer may have brought
         # us here in its own thread, from the middle of a flush.
 
@@ -221,8 +222,7 @@ class Helper:
 
     def _run(self) -> None:
         _this_thread.helps = True
-        # A wait of more than a year is an overflow.
-        period = min(self._settings.flush_interval / 2, 1e6)
+        period = min(self._settings.flush_interval / 2, _LONGEST_WAIT_S)
         try:
             while not self._stop.wait(period):
                 self.step(self._settings.flush_interval)

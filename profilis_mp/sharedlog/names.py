@@ -195,16 +195,15 @@ class SegmentNames:
         self._parts.append(("", "", ""))
         return len(self._parts) - 1
 
-    def _shape_of_stamp(self) -> str:
+    def _shape_of_stamp(self, spec: str) -> str:
         """A pattern for the timestamp: so many digits here and there, if that is what it always looks like."""
-        spec = next(spec for _, field, spec in self._parts if field == "timestamp")
         shapes = {re.sub(r"\d", "0", datetime.fromtimestamp(moment, self._zone).strftime(spec)) for moment in _MOMENTS}
         return re.escape(shapes.pop()).replace("0", r"\d") if len(shapes) == 1 else ".+?"
 
     def _compile(self) -> re.Pattern[str]:
         pattern: list[str] = []
         seen: set[str] = set()
-        for position, (literal, field, _) in enumerate(self._parts):
+        for position, (literal, field, spec) in enumerate(self._parts):
             if position == self._extension_at and not self.has_index:
                 stem, dot, extension = literal.partition(".")
                 pattern.append(re.escape(stem) + r"(?:_(?P<index>\d{3,}))?" + re.escape(dot + extension))
@@ -214,7 +213,7 @@ class SegmentNames:
                 pattern.append(f"(?P={field})")
             elif field:
                 seen.add(field)
-                shape = {"index": "[0-9]+", "timestamp": self._shape_of_stamp()}.get(field, ".+?")
+                shape = self._shape_of_stamp(spec) if field == "timestamp" else "[0-9]+" if field == "index" else ".+?"
                 pattern.append(f"(?P<{field}>{shape})")
         return re.compile("".join(pattern), re.DOTALL)
 

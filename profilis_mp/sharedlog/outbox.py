@@ -10,8 +10,8 @@ each other.
 from __future__ import annotations
 
 import errno
+import os
 import time
-from errno import EIO
 
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
@@ -221,6 +221,8 @@ class Outbox:
             OSError: The flush failed. Nothing was sealed.
         """
         stream, spools = self._stream, self.spools()
+        if not spools and not os.path.isdir(self._paths.state):
+            return None  # nobody has written anything, and nothing is created
         try:
             stream.acquire(timeout_s, spools)
             for spool in spools:
@@ -229,7 +231,7 @@ class Outbox:
             return stream.seal()
         except BadSpool as reason:
             self._replace_damaged(reason)
-            raise OSError(EIO, f"a spool was damaged and set aside: {reason}") from None
+            return self.rotate(timeout_s)
         finally:
             stream.give_back()
 

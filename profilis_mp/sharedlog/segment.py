@@ -82,6 +82,9 @@ class OpenSegment:
 
 def name_is_taken(directory: str, name: str) -> bool:
     """Whether a file of that name exists in any form: plain, compressed, or being compressed."""
+    for suffix in COMPRESSED_SUFFIXES:
+        if name.endswith(suffix) and os.path.lexists(f"{directory}/{name.removesuffix(suffix)}"):
+            return True  # another stream's, which will be compressed to this very name
     forms = ("", *COMPRESSED_SUFFIXES, *(f"{suffix}.tmp" for suffix in COMPRESSED_SUFFIXES))
     return any(os.path.lexists(f"{directory}/{name}{form}") for form in forms)
 

@@ -23,6 +23,7 @@ tail and head sit on cache lines of their own: the owner's core would otherwise 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import sys
 import time
@@ -183,7 +184,7 @@ class Spool:
 
     def _frame_end(self, start: int) -> int:
         end = start + FRAME_BYTES + int.from_bytes(self._map.view[start : start + FRAME_BYTES], sys.byteorder)
-        if not start + FRAME_BYTES < end <= self.tail:
+        if end > self.tail:
             raise BadSpool(f"a record from {start} to {end}, beyond the tail {self.tail}")
         return end
 
@@ -359,9 +360,4 @@ def _new_id() -> int:
 def spool_id_of(path: str) -> int | None:
     """The id in a spool's file name; None for a name that is not a spool's."""
     name = path.rpartition("/")[2]
-    if len(name) != 16:
-        return None
-    try:
-        return int(name, 16)
-    except ValueError:
-        return None
+    return int(name, 16) or None if re.fullmatch(r"[0-9a-f]{16}", name) else None

@@ -183,6 +183,9 @@ class Stream:
         if control.is_named:
             self._seal_current()
             generation += 1
+        elif self._segment is not None:
+            self._segment.close()  # another process sealed it
+            self._segment = None
         now_ns = self.settings.clock()
         log, names = self.paths.log, self.settings.names
         name = names.after(control.youngest, now_ns, lambda text: name_is_taken(log, text))

@@ -4,6 +4,9 @@
 >>> directory = tempfile.mkdtemp()
 >>> with SharedWriter(directory) as log:
 ...     log.write(b'{"hello":"world"}\\n')
+>>> from pathlib import Path
+>>> next(Path(directory).glob("*.jsonl")).read_text()
+'{"hello":"world"}\\n')
 >>> import glob
 >>> open(glob.glob(directory + "/*.jsonl")[0]).read()
 '{"hello":"world"}\\n'
