@@ -146,7 +146,7 @@ class SegmentNames:
             name = self.render(max(now_ns, elder.stamp_ns), self.first_index)
             again = self.render(elder.stamp_ns, self.first_index).text
             # Local time goes back once a year; the last timestamp before that serves for the hour.
-            if again == name.text or (self.local_time and name.text < again):
+            if again == name.text or (self.local_time and _local(name.stamp_ns) < _local(elder.stamp_ns)):
                 name = self.render(elder.stamp_ns, elder.number + 1)
         while taken(name.text):
             name = self.render(name.stamp_ns, name.number + 1)
@@ -216,6 +216,11 @@ class SegmentNames:
                 shape = self._shape_of_stamp(spec) if field == "timestamp" else "[0-9]+" if field == "index" else ".+?"
                 pattern.append(f"(?P<{field}>{shape})")
         return re.compile("".join(pattern), re.DOTALL)
+
+
+def _local(stamp_ns: int) -> datetime:
+    """What a clock on the wall showed."""
+    return datetime.fromtimestamp(stamp_ns / 1e9)
 
 
 def _parse(template: str) -> list[tuple[str, str, str]]:

@@ -67,6 +67,9 @@ def recover(dir: str | os.PathLike[str], *, timeout_s: float = 5.0) -> RecoveryR
         return report
     except NotADirectoryError:
         raise LogDirectoryError(f"{report.directory}/{STATE_DIRECTORY}", ENOTDIR, "is not a directory") from None
+    except OSError as error:
+        report.failures.append(str(error))
+        return report
     for stream in streams:
         try:
             names = SegmentNames.of_stream(stream)

@@ -36,7 +36,7 @@ from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.forkmark import fork_mark
 from profilis_mp.interrupts import was_thrown_in
-from profilis_mp.sharedlog.helping import Helper
+from profilis_mp.sharedlog.helping import Helper, in_helper_thread
 from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.outbox import Counters, Outbox
 from profilis_mp.sharedlog.settings import Settings
@@ -342,14 +342,16 @@ class Session:
     def wait_until_quiet(self) -> None:
         """Before a fork: let what is under way end, so that the child inherits nothing half open.
 
-        Holds nothing, so it guarantees nothing; and nothing can be left held when the fork fails or is interrupted.
+        Keeps nothing, so it promises little (another thread may begin at once); and nothing is left held when the fork
+        fails, or an exception is thrown into its hooks.
         """
+        if not self._is_interrupted():
+            with self._mutex:
+                pass
         helper = self.helper
-        deadline = time.monotonic() + self._settings.lock_timeout
-        while self._mutex.locked() or (helper is not None and helper.mutex.locked()):
-            if self._is_interrupted() or time.monotonic() > deadline:
-                break
-            time.sleep(50e-6)
+        if helper is not None and not in_helper_thread():
+            with helper.mutex:
+                pass
 
     def abandon(self) -> None:
         """In a forked child: close what was inherited, without unlocking, flushing or stopping what is the parent's."""

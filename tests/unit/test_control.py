@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from profilis_mp.sharedlog.control import CONTROL_BYTES, BadControl, Control
@@ -187,7 +187,7 @@ def test_file_cut_short_is_no_control_file(path: Path, length: int) -> None:
     assert not control.is_in_place()
     with pytest.raises(BadControl, match=str(length)):
         Control(str(path))
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     control.close()
 
 
@@ -220,7 +220,7 @@ def test_word_that_no_control_file_can_hold_is_found(path: Path, offset: int, va
     with pytest.raises(BadControl):
         Control(str(path))
     assert path.read_bytes() == content
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ def test_name_that_could_lead_out_of_the_directory_is_not_trusted(path: Path, na
         Control(str(path))
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=100), st.integers(0, 5000), st.booleans())
 def test_random_file_is_a_bad_control_file_at_the_worst(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, length: int, with_magic: bool
@@ -277,7 +277,7 @@ WORDS = st.integers(0, (1 << 64) - 1) | st.integers(0, 600) | st.sampled_from([1
 SLOT_WORDS = st.sampled_from([slot // 8 + position for slot in SLOTS for position in range(10)])
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.integers(0, 4) | SLOT_WORDS, WORDS, min_size=1, max_size=4))
 def test_control_file_with_random_words_in_it_is_refused_or_can_be_gone_on_with(
     tmp_path_factory: pytest.TempPathFactory, damage: dict[int, int]
@@ -339,7 +339,7 @@ def test_missing_file_directory_and_pipe_are_no_control_files(tmp_path: Path) ->
         Control(f"{tmp_path}/directory")
     with pytest.raises(BadControl):
         Control(f"{tmp_path}/pipe")
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 def test_file_that_was_removed_or_replaced_is_not_in_place(path: Path) -> None:

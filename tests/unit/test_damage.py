@@ -64,7 +64,7 @@ def make(logs: Path) -> Iterator[MakeWriter]:
 
     yield make_writer
     for writer in made:
-        writer.close(0.0)
+        writer.close(5.0)
 
 
 @pytest.fixture(autouse=True)
@@ -404,7 +404,7 @@ def test_healing_again_and_again_leaks_no_descriptor(make: MakeWriter, logs: Pat
         return open_descriptors()
 
     counts = [once() for _ in range(6)]
-    assert counts[-1] == counts[1], counts
+    assert counts[-1] <= counts[1], counts
 
 
 @pytest.mark.parametrize("damage", [delete_state, move_state, delete_logs, delete_spools])

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from profilis_mp.errors import ConfigError
@@ -20,6 +20,10 @@ SECOND = 10**9
 DAY = 86_400 * SECOND
 MOMENT = 1_735_300_800 * SECOND  # 2024-12-27 12:00:00 UTC
 LATE_MOMENT = MOMENT + 20 * 365 * DAY
+
+
+# What a template or an app_name may not hold is filtered out; how long an example takes says nothing.
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
 
 def nothing_taken(_: str) -> bool:
@@ -177,7 +181,7 @@ def test_index_alone_goes_on_beyond_its_width() -> None:
 nanoseconds = st.integers(0, 3 * SECOND) | st.sampled_from([SECOND - 1, 999_999_950, SECOND, 2 * SECOND - 1])
 
 
-@settings(deadline=None)
+@relaxed
 @given(
     st.sampled_from(["profilis-{timestamp}.jsonl", "{timestamp:%Y%m%d}", "{timestamp}-{index}.jsonl", "{index:04d}.j"]),
     st.lists(st.tuples(st.sampled_from([0, 0, 0, -DAY, DAY, -3600 * SECOND]), nanoseconds), min_size=2, max_size=40),
@@ -206,6 +210,17 @@ def test_names_in_local_time_move_forward_when_summer_time_ends() -> None:
         name = names.after(name, (1_729_987_200 + 60 * minutes) * SECOND, texts.__contains__)
         texts.append(name.text)
     assert sorted(texts) == texts
+
+
+@pytest.mark.usefixtures("berlin")
+@pytest.mark.parametrize("local_time", [False, True])
+@pytest.mark.parametrize("spec", ["%Y%m%d", "%d.%m.%Y", "%b %d %Y"])
+def test_each_days_segment_bears_its_own_date_whether_or_not_dates_sort_as_text(spec: str, local_time: bool) -> None:
+    names = SegmentNames(f"{{timestamp:{spec}}}", local_time=local_time)
+    name = None
+    for day in range(0, 400, 9):
+        name = names.after(name, MOMENT + day * DAY, nothing_taken)
+        assert name == names.render(MOMENT + day * DAY, 0)
 
 
 # What is refused.
@@ -340,7 +355,7 @@ def test_timestamp_that_comes_again_is_refused(spec: str) -> None:
     assert refusal(template).argument == "filename_template"
 
 
-literals = st.text(st.characters(codec="utf-8", exclude_characters="/\\"), max_size=6)
+literals = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"], exclude_characters="/\\"), max_size=6)
 fields = st.sampled_from(
     ["{timestamp}", "{timestamp:%Y%m%d}", "{timestamp:%Y-%m-%dT%H:%M:%S.%f}", "{index}", "{index:d}", "{index:06d}"]
 )
@@ -363,7 +378,7 @@ def names_of(template: str, app_name: str = "profilis") -> SegmentNames:
     return names
 
 
-@settings(deadline=None)
+@relaxed
 @given(templates(), st.integers(0, LATE_MOMENT // SECOND), st.integers(0, 5000))
 def test_name_reads_back_as_what_it_was_made_of(template: str, seconds: int, number: int) -> None:
     names = names_of(template)
@@ -377,7 +392,7 @@ def test_name_reads_back_as_what_it_was_made_of(template: str, seconds: int, num
     assert names.parse_any(f"{name.text}.gz") == parsed
 
 
-@settings(deadline=None)
+@relaxed
 @given(
     st.sampled_from(["profilis-{timestamp}.jsonl", "a{timestamp:%Y%m%d%f}", "{timestamp}-{index}.gz", "{index:d}x"]),
     st.integers(0, LATE_MOMENT // SECOND),
@@ -470,7 +485,7 @@ def test_app_name_and_the_same_text_in_the_template_are_one_stream() -> None:
     assert SegmentNames("{app_name}-{index}", "a").stream == SegmentNames("a-{index}").stream
 
 
-@settings(deadline=None)
+@relaxed
 @given(st.text(min_size=1, max_size=40), templates())
 @example("{index}", "{app_name}{index}")
 @example("%7Bindex%7D%", "{app_name}{index}")
@@ -485,7 +500,7 @@ def test_stream_name_gives_the_stream_back(app_name: str, template: str) -> None
         assert again.render(MOMENT, number) == names.render(MOMENT, number)
 
 
-@settings(deadline=None)
+@relaxed
 @given(
     st.text(min_size=1), st.sampled_from(["{app_name}-{timestamp}.jsonl", "x{app_name}{index}", "{index}{app_name}"])
 )

@@ -61,7 +61,7 @@ def make(logs: Path) -> Iterator[MakeWriter]:
 
     yield make_writer
     for writer in made:
-        writer.close(0.0)
+        writer.close(5.0)
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +95,9 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-def running_threads() -> int:
+def running_threads() -> set[str]:
     """Threads of this process, whoever started them and however."""
-    return len(os.listdir("/proc/self/task"))
+    return set(os.listdir("/proc/self/task"))
 
 
 # Write, flush, close.
@@ -174,12 +174,12 @@ def test_close_flushes_and_leaves_no_spool_no_thread_and_no_descriptor(make: Mak
     threads, descriptors = running_threads(), open_descriptors()
     writer = make()
     writer.write(b"line\n")
-    assert running_threads() == threads + 1
+    (helper,) = running_threads() - threads
     assert writer.close()
     assert contents(writer.dir) == [b"line\n"]
     assert spool_files(writer) == []
-    assert running_threads() == threads
-    assert open_descriptors() == descriptors
+    wait_until(lambda: helper not in running_threads())
+    assert open_descriptors() <= descriptors
 
 
 def test_close_twice_is_closed(make: MakeWriter) -> None:
@@ -206,7 +206,7 @@ def test_record_written_after_close_is_on_disk_at_once(make: MakeWriter) -> None
     writer.write(b"opaque, after")
     assert contents(writer.dir) == [b"before\nafter\nopaque, after"]
     assert writer.stats()["events"] == 3
-    assert running_threads() == threads
+    assert running_threads() <= threads
     assert writer.close()
     assert spool_files(writer) == []
 
@@ -262,7 +262,7 @@ def test_closing_and_writing_again_and_again_leaks_no_descriptor(make: MakeWrite
 
     once()
     before = once()
-    assert [once() for _ in range(5)] == [before] * 5
+    assert max(once() for _ in range(5)) <= before
 
 
 def test_segment_sealed_by_another_process_leaves_no_descriptor_open(make: MakeWriter) -> None:
@@ -275,7 +275,7 @@ def test_segment_sealed_by_another_process_leaves_no_descriptor_open(make: MakeW
         assert writer.flush()
         other.rotate()
         counts.append(open_descriptors())
-    assert counts[-1] == counts[2], counts
+    assert counts[-1] <= counts[2], counts
 
 
 def test_full_spool_drops_the_new_record_and_counts_why(make: MakeWriter, caplog: pytest.LogCaptureFixture) -> None:
