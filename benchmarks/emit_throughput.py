@@ -1,8 +1,9 @@
 """How much of the bare minimum's throughput does emit() keep?
 
-Workload: each process builds a REQ event in its loop (about 145 bytes as JSON) and emits it, 300,000 times. Bare minimum: the same loop with ``orjson.dumps`` into a bytearray and one ``os.write`` per 64 KiB to a file of
-its own: no lock, no rotation, nothing shared, and 64 KiB lost with every kill. Ours: one log directory for all
-processes, 10 MiB segments, everything as by default. Output is counted after each run. The two alternate.
+Workload: each process builds a REQ event in its loop (about 145 bytes as JSON) and emits it, 300,000 times. Bare
+minimum: the same loop with ``orjson.dumps`` into a bytearray and one ``os.write`` per 64 KiB to a file of its own: no
+lock, no rotation, nothing shared, and 64 KiB lost with every kill. Ours: one log directory for all processes, 10 MiB
+segments, everything as by default. Output is counted after each run. The two alternate.
 
 Left out: the page cache's own mood. A 64 KiB write takes 10 us into pages that the machine has at hand and 150 us into
 pages it must find first; then both sides mostly wait for that, and the ratio rises. Warm-up runs come first.

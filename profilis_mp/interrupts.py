@@ -13,6 +13,7 @@ must not catch that. The exception's traceback tells: its innermost frames are t
 from __future__ import annotations
 
 import signal
+from functools import partial
 from types import CodeType
 
 __all__ = ["was_thrown_in"]
@@ -26,6 +27,8 @@ def was_thrown_in(error: BaseException) -> bool:
     codes: set[CodeType] = set()
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
+        while isinstance(handler, partial):
+            handler = handler.func
         function = getattr(handler, "__func__", handler)  # of a bound method
         if not hasattr(function, "__code__") and handler is not None:
             function = getattr(type(handler), "__call__", None)  # noqa: B004  # of a callable object

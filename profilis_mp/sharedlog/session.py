@@ -35,8 +35,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.forkmark import fork_mark
-from profilis_mp.interrupts import was_thrown_in
-from profilis_mp.sharedlog.helping import Helper, in_helper_thread
+from profilis_mp.sharedlog.helping import Helper
 from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.outbox import Counters, Outbox
 from profilis_mp.sharedlog.settings import Settings
@@ -47,6 +46,7 @@ __all__ = ["Encoding", "Session", "is_line"]
 
 
 _T = TypeVar("_T")
+_QUIET_S = 0.02
 
 
 class Encoding(NamedTuple):
@@ -340,18 +340,17 @@ class Session:
     # Around a fork, where hooks run.
 
     def wait_until_quiet(self) -> None:
-        """Before a fork: let what is under way end, so that the child inherits nothing half open.
+        """Before a fork: give what is under way a moment to end, so that the child inherits nothing half open.
 
-        Keeps nothing, so it promises little (another thread may begin at once); and nothing is left held when the fork
-        fails, or an exception is thrown into its hooks.
+        Takes nothing, so it promises nothing; and nothing is left held when the fork fails, or an exception is thrown
+        into its hooks. A child closes what it inherited, whatever state that was in.
         """
-        if not self._is_interrupted():
-            with self._mutex:
-                pass
         helper = self.helper
-        if helper is not None and not in_helper_thread():
-            with helper.mutex:
-                pass
+        deadline = time.monotonic() + _QUIET_S
+        while self._mutex.locked() or (helper is not None and helper.mutex.locked()):
+            if self._is_interrupted() or time.monotonic() > deadline:
+                break
+            time.sleep(50e-6)
 
     def abandon(self) -> None:
         """In a forked child: close what was inherited, without unlocking, flushing or stopping what is the parent's."""
@@ -410,8 +409,8 @@ def _fast_path(session: Session, spool: Spool | None, encoding: Encoding) -> _Fa
             elif suspect_byte in line and line.rfind(suspect) >= 0:
                 line = mend(item, line)
         except Exception as error:
-            if was_thrown_in(error):
-                raise
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # encode is C code, and mend raises nothing: thrown in by a signal handler
             line = mend(item, None)
         record: bytes | None = line
         try:
@@ -424,8 +423,8 @@ def _fast_path(session: Session, spool: Spool | None, encoding: Encoding) -> _Fa
                 count += 1
                 record = None
         except IndexError as error:
-            if was_thrown_in(error):
-                give_back(None)
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                give_back(None)  # not the claim's own, as above
                 raise
         except BaseException:
             give_back(None)  # thrown in after the claim: see the module

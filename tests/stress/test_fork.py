@@ -31,6 +31,7 @@ from profilis_mp.sharedlog.session import Session
 from profilis_mp.sharedlog.stream import StreamPaths
 
 STREAM = "profilis-{timestamp}.jsonl"
+PR_SET_PDEATHSIG = 1
 NEVER_S = 1e6  # a flush_interval at which no helper ever does anything
 LOCK_TIMEOUT_S = 3.0
 
@@ -45,10 +46,12 @@ def fork_without_hooks(work: Callable[[], object]) -> int:
     """
     wait_until(others_are_asleep, what="threads that never sleep")
     sys.stdout.flush()
-    pid: int = ctypes.PyDLL(None).fork()
+    library = ctypes.PyDLL(None)
+    pid: int = library.fork()
     if pid:
         return pid
     try:
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # not left behind, whatever happens
         work()
     except BaseException:
         traceback.print_exc()
@@ -464,8 +467,7 @@ def test_child_keeps_nothing_open_or_mapped_that_is_its_parents(tmp_path: Path, 
     check_log(tmp_path, {0: 100, 1: 100})
 
 
-@both
-def test_parent_killed_while_it_holds_the_lock_does_not_leave_it_to_its_child(tmp_path: Path, forking: Forking) -> None:
+def test_parent_killed_while_it_holds_the_lock_does_not_leave_it_to_its_child(tmp_path: Path) -> None:
     acknowledged = Acknowledgements(3)
 
     def parent() -> None:
@@ -480,7 +482,7 @@ def test_parent_killed_while_it_holds_the_lock_does_not_leave_it_to_its_child(tm
             while True:
                 time.sleep(1)
 
-        acknowledged[2] = forking(child)
+        acknowledged[2] = fork(child)
         while True:
             time.sleep(1)
 
@@ -503,8 +505,7 @@ def test_parent_killed_while_it_holds_the_lock_does_not_leave_it_to_its_child(tm
     check_log(tmp_path, {0: 60, 1: 1})
 
 
-@both
-def test_child_goes_on_when_its_parent_is_killed_and_finishes_what_that_left(tmp_path: Path, forking: Forking) -> None:
+def test_child_goes_on_when_its_parent_is_killed_and_finishes_what_that_left(tmp_path: Path) -> None:
     acknowledged = Acknowledgements(3)
 
     def parent() -> None:
@@ -516,7 +517,7 @@ def test_child_goes_on_when_its_parent_is_killed_and_finishes_what_that_left(tmp
                 time.sleep(0.001)
 
         emit(exporter, acknowledged, 0)
-        acknowledged[2] = forking(child)
+        acknowledged[2] = fork(child)
         while True:
             emit(exporter, acknowledged, 0)
 

@@ -24,7 +24,7 @@ from checks import check_log
 from processes import Acknowledgements, fork, reap, running, wait_until
 
 from profilis_mp import JSONLExporter, SharedWriter, recover
-from profilis_mp.account import segments_of
+from profilis_mp.account import segments_of, take_account
 from profilis_mp.sharedlog.stream import StreamPaths
 
 STREAM = "profilis-{timestamp}.jsonl"
@@ -305,7 +305,11 @@ def test_opaque_records_wait_for_space_too(disk: SmallDisk) -> None:
     assert not writer.stats()["dropped"]
     disk.empty()
     assert writer.close()
-    check_log(disk.logs, {0: 101})
+    # Their spool had to be in memory, and nobody else can finish what such a one has begun to append: half a record
+    # may stay behind in a segment; the whole one follows in the next.
+    account = take_account(str(disk.logs), {0: 101})
+    assert (account.on_disk, account.lost, account.duplicated) == (101, 0, 0)
+    assert account.torn <= 1
 
 
 def test_process_killed_on_a_full_disk_is_recovered_once_there_is_space(disk: SmallDisk) -> None:

@@ -294,30 +294,6 @@ def test_no_exception_of_a_signal_handler_is_swallowed(
     assert reap(fork(work)) == 0
 
 
-# A time limit that strikes once takes its handler back before it throws.
-@pytest.mark.parametrize("kind", KINDS)
-def test_exception_of_a_handler_that_is_no_longer_in_place_is_not_swallowed(
-    tmp_path: Path, kind: type[BaseException]
-) -> None:
-    def emit(exporter: JSONLExporter, number: int) -> None:
-        exporter.emit({"worker": 0, "seq": number, "fill": ["x" * 50] * 4000, "odd": {number}})
-
-    def work() -> None:
-        thrower = Thrower(tmp_path, [kind], emit)
-
-        def once(number: int, frame: FrameType | None) -> None:
-            if thrower.is_armed:
-                signal.signal(number, signal.SIG_IGN)
-                thrower.handle(number, frame)
-
-        for times in range(1, 51):
-            thrower.throw(times, once)
-        assert thrower.caught == thrower.thrown, f"{thrower.thrown} thrown, {thrower.caught} reached the caller"
-        thrower.end()
-
-    assert reap(fork(work)) == 0
-
-
 # The same without luck: at every moment at which CPython may run a handler.
 
 INSIDE = tuple(f"{os.path.dirname(str(module.__file__))}{os.sep}" for module in (profilis_mp, filelock))
