@@ -97,6 +97,9 @@ class SegmentNames:
         )
         if len(self.stream) > _LONGEST_NAME:
             raise ConfigError("filename_template", f"gives a stream name of more than {_LONGEST_NAME} bytes")
+        for _, field, spec in self._parts:
+            if field == "timestamp" and not re.search(r"%[YyGcxsDF]", spec):
+                raise ConfigError("filename_template", f"{template!r}: a timestamp without the year comes again")
         for moment in _MOMENTS:
             text = self.render(moment * 10**9, 999).text
             _check_rendered(text)

@@ -1,14 +1,11 @@
 """How do I append bytes to a log directory that other processes append to as well?
 
 >>> import tempfile
+>>> from pathlib import Path
 >>> directory = tempfile.mkdtemp()
 >>> with SharedWriter(directory) as log:
 ...     log.write(b'{"hello":"world"}\\n')
->>> from pathlib import Path
 >>> next(Path(directory).glob("*.jsonl")).read_text()
-'{"hello":"world"}\\n')
->>> import glob
->>> open(glob.glob(directory + "/*.jsonl")[0]).read()
 '{"hello":"world"}\\n'
 """
 

@@ -49,8 +49,10 @@ class SmallDisk:
             for _ in range(50):
                 status = os.statvfs(self.path)
                 room = status.f_bavail * status.f_frsize - leave
+                if room <= 0:
+                    return
                 try:
-                    os.posix_fallocate(ballast.fileno(), os.fstat(ballast.fileno()).st_size, max(room, 1))
+                    os.posix_fallocate(ballast.fileno(), os.fstat(ballast.fileno()).st_size, room)
                 except OSError as error:
                     if error.errno != errno.ENOSPC:
                         raise
@@ -294,19 +296,37 @@ def test_spool_that_cannot_be_created_is_kept_in_memory_with_one_warning_until_i
     events.check(disk.logs)
 
 
+def opaque(number: int) -> bytes:
+    return b'{"worker":0,"seq":%d}\n{"worker":0,"seq":%d,"fill":"%s"}\n' % (number, number + 1, b"x" * 150)
+
+
 def test_opaque_records_wait_for_space_too(disk: SmallDisk) -> None:
+    writer = SharedWriter(disk.logs, spool_bytes=SPOOL_BYTES, buffer_size=4096, flush_interval=NEVER_S)
+    writer.write(opaque(0))
+    assert writer.flush()
+    disk.fill(leave=4096)
+    for number in range(2, 102, 2):
+        writer.write(opaque(number))
+    assert not writer.flush()
+    assert not writer.stats()["dropped"]
+    disk.empty()
+    assert writer.close()
+    check_log(disk.logs, {0: 102})
+
+
+def test_opaque_records_for_which_there_is_no_spool_wait_in_memory(disk: SmallDisk) -> None:
     writer = SharedWriter(disk.logs, spool_bytes=SPOOL_BYTES, buffer_size=4096, flush_interval=NEVER_S)
     writer.write(b'{"worker":0,"seq":0}\n')
     assert writer.flush()
     disk.fill(leave=4096)
     for number in range(1, 101, 2):
-        writer.write(b'{"worker":0,"seq":%d}\n{"worker":0,"seq":%d,"fill":"%s"}\n' % (number, number + 1, b"x" * 150))
+        writer.write(opaque(number))
     assert not writer.flush()
     assert not writer.stats()["dropped"]
     disk.empty()
     assert writer.close()
-    # Their spool had to be in memory, and nobody else can finish what such a one has begun to append: half a record
-    # may stay behind in a segment; the whole one follows in the next.
+    # Nobody else could finish what is flushed from memory and cut short: half a record may stay behind in a segment,
+    # and the whole one follows in the next.
     account = take_account(str(disk.logs), {0: 101})
     assert (account.on_disk, account.lost, account.duplicated) == (101, 0, 0)
     assert account.torn <= 1

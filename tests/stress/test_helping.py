@@ -121,7 +121,11 @@ def test_another_takes_over_when_the_leader_is_killed_or_stopped(tmp_path: Path,
         exporter = exporter_for(tmp_path)
         emit(exporter, acknowledged, 3)
         assert not exporter.stats()["leading"]
+        # Not while it has the directory lock: a stopped process keeps that, and nobody could go on (test_stopped).
+        lock = KeptLock(paths_in(tmp_path).lock, 0o600)
+        lock.acquire(30)
         os.kill(leader, fate)
+        lock.close()
         if fate == signal.SIGKILL:
             wait_until(lambda: exporter.stats()["leading"])
         # With the leader gone or stopped, those of yet another, stopped process still get out.
