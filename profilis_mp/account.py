@@ -7,17 +7,17 @@ without being acknowledged: its worker was killed between the return of ``emit``
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import orjson
 
-from profilis_mp.errors import ConfigError
-from profilis_mp.sharedlog.names import SegmentName, SegmentNames
-from profilis_mp.sharedlog.stream import STATE_DIRECTORY
+from profilis_mp.sharedlog.inventory import segment_files, streams_of
 
-__all__ = ["Account", "segments_of", "take_account"]
+__all__ = ["Account", "lines_of", "segments_of", "take_account"]
 
 _NAMED = 10  # findings of one kind that are named; all are counted
 
@@ -48,21 +48,12 @@ class Account:
 
 
 def segments_of(directory: str) -> list[str]:
-    """Paths of all plain segments of all streams in a log directory, each stream's in the order it was written."""
-    try:
-        streams = sorted(os.listdir(f"{directory}/{STATE_DIRECTORY}"))
-    except FileNotFoundError:
-        return []
-    listing = os.listdir(directory)
-    paths: list[str] = []
-    for stream in streams:
-        try:
-            names = SegmentNames.of_stream(stream)
-        except ConfigError:
-            continue
-        parsed = [name for text in listing if (name := names.parse(text)) is not None]
-        paths += [f"{directory}/{name.text}" for name in sorted(parsed, key=SegmentName.age)]
-    return paths
+    """Paths of all segments of all streams in a log directory, each stream's in the order it was written.
+
+    Of one that is there both plain and compressed, only the plain one.
+    """
+    found = [one for names in streams_of(directory) for one in segment_files(directory, names)]
+    return [next(same).path for _, same in groupby(found, key=lambda one: one.segment)]
 
 
 def take_account(
@@ -88,7 +79,7 @@ def take_account(
     for path in segments_of(directory):
         account.segments += 1
         lines = 0
-        for where, line in _lines(path):
+        for where, line in lines_of(path):
             lines += 1
             try:
                 event = orjson.loads(line)
@@ -119,7 +110,8 @@ def take_account(
     return account
 
 
-def _lines(path: str) -> Iterator[tuple[str, bytes]]:
-    with open(path, "rb") as segment:
+def lines_of(path: str) -> Iterator[tuple[str, bytes]]:
+    """Each line of a segment, plain or gzip, with where it is."""
+    with (gzip.open if path.endswith(".gz") else open)(path, "rb") as segment:
         for number, line in enumerate(segment, 1):
             yield f"{path}:{number}", line

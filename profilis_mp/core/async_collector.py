@@ -21,19 +21,21 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profilis_mp.core.crew import CollectorStats, Crew
 from profilis_mp.core.lane import Limits
-from profilis_mp.core.tally import steps
 from profilis_mp.errors import ConfigError
 from profilis_mp.exporters.base import Sink
 from profilis_mp.forkmark import ForkMark, fork_mark
 from profilis_mp.interrupts import was_thrown_in
 
+if TYPE_CHECKING:
+    from profilis_mp.sharedlog.fastpath import Door
+
 __all__ = ["AsyncCollector", "CollectorStats"]
 
-_ELSEWHERE: ForkMark = (0,)
+_ELSEWHERE: ForkMark = False
 
 
 class AsyncCollector:
@@ -76,8 +78,9 @@ class AsyncCollector:
             _whole("max_consecutive_sink_failures", max_consecutive_sink_failures),
             _text("name", name),
         )
-        self._crew = Crew(fork_mark(), inline, queued, limits)
-        self._enqueue, self._bind = self._entrance()
+        door = self._door(inline[0]) if len(inline) == 1 and not queued else None
+        self._crew = Crew(fork_mark(), inline, queued, limits, int if door is None else door.passed)
+        self._enqueue, self._bind = self._entrance() if door is None else (door.append, _keeper(door))
         self._bind(self._crew)
         if type(self).enqueue is AsyncCollector.enqueue:
             vars(self)["enqueue"] = self._enqueue
@@ -136,7 +139,11 @@ class AsyncCollector:
     def __del__(self) -> None:
         try:
             atexit.unregister(self._at_exit)
-            if self._crew.mark[0]:
+            if self._finalizer is not None:
+                self._finalizer.cancel()
+            self._crew.closed = True
+            self._bind(self._crew)  # the exporter keeps the door, which keeps the mark of the crew, a page
+            if self._crew.mark:
                 for lane in self._crew.lanes:
                     lane.forget()
         except Exception:  # half built, or the interpreter is going away
@@ -145,7 +152,7 @@ class AsyncCollector:
     @property
     def enqueued(self) -> int:
         """Events taken."""
-        return steps(self._crew_here().offered)
+        return self._crew_here().enqueued
 
     @property
     def processed(self) -> int:
@@ -171,6 +178,24 @@ class AsyncCollector:
         """What happened in this process; see `CollectorStats`."""
         return self._crew_here().stats()
 
+    def _door(self, exporter: Any) -> Door | None:
+        """The exporter's own append, with a count for this collector; None where the exporter has no such thing."""
+        make = getattr(exporter, "door", None)
+        if make is None:
+            return None
+
+        def otherwise(line: bytes) -> None:
+            crew = self._crew_here()
+            if crew.closed:
+                next(crew.refused)
+            else:
+                crew.take_line(line)
+                if crew.inline[0].disabled:
+                    self._bind(crew)
+
+        door: Door | None = make(otherwise)
+        return door
+
     def _entrance(self) -> tuple[Callable[[Any], None], Callable[[Crew], None]]:
         """Return ``enqueue``, and what tells it that the crew is another, is closed, or has a disabled exporter."""
         exporter: Any = None
@@ -180,7 +205,7 @@ class AsyncCollector:
 
         def enqueue(event: Any) -> None:
             try:
-                if mark[0]:
+                if mark:
                     next(offered)
                     try:
                         exporter.emit(event)
@@ -210,7 +235,7 @@ class AsyncCollector:
     def _crew_here(self) -> Crew:
         """This process's crew. Takes no lock: after a fork any of them may be held by nobody for ever."""
         crew = before = self._crew
-        while not crew.mark[0]:
+        while not crew.mark:
             crew = crew.heir(fork_mark())
         if crew is not before:
             self._crew = crew
@@ -230,7 +255,7 @@ class AsyncCollector:
         if was_thrown_in(error):
             raise error
         crew = self._crew_here()
-        crew.inline[0].failed(steps(crew.offered), error)
+        crew.inline[0].failed(crew.enqueued, error)
         if crew.inline[0].disabled:
             self._bind(crew)
 
@@ -239,6 +264,18 @@ class AsyncCollector:
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
             self._finalizer = util.Finalize(None, self._at_exit, exitpriority=10)  # before the exporters' own
+
+
+def _keeper(door: Door) -> Callable[[Crew], None]:
+    """What opens the door in the crew's process, or shuts it where the crew is closed or its exporter disabled."""
+
+    def bind(crew: Crew) -> None:
+        if crew.direct is not None:
+            door.admit(crew.mark)
+        if crew.direct is None:  # meanwhile, or already
+            door.admit(_ELSEWHERE)
+
+    return bind
 
 
 def _close_forgotten(reference: weakref.ref[AsyncCollector]) -> None:

@@ -80,20 +80,25 @@ class use_span:  # noqa: N801  # reads as the statement that it is, and as in pr
     Args:
         trace_id: The trace; None is the current one, or a fresh one outside of any.
         span_id: The span; None is a fresh one.
+        parent_span_id: The span that this one is part of, in another process; None is the current one, if that is of
+            the same trace.
     """
 
-    __slots__ = ("_span_id", "_tokens", "_trace_id")
+    __slots__ = ("_parent_span_id", "_span_id", "_tokens", "_trace_id")
 
-    def __init__(self, trace_id: str | None = None, span_id: str | None = None) -> None:
+    def __init__(
+        self, trace_id: str | None = None, span_id: str | None = None, *, parent_span_id: str | None = None
+    ) -> None:
         self._trace_id = trace_id
         self._span_id = span_id
+        self._parent_span_id = parent_span_id
         self._tokens: list[Token[Span | None]] = []
 
     def __enter__(self) -> Span:
         before = _current.get()
         trace_id = self._trace_id or (before.trace_id if before else new_trace_id())
-        parent = None
-        if before and before.trace_id == trace_id:
+        parent = self._parent_span_id
+        if parent is None and before and before.trace_id == trace_id:
             parent = before.parent_span_id if before.span_id == self._span_id else before.span_id
         span = Span(trace_id, self._span_id or new_span_id(), parent)
         self._tokens.append(_current.set(span))

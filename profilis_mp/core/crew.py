@@ -82,15 +82,24 @@ class Crew:
 
     Attributes:
         mark: The process's fork mark.
-        offered: Counts events taken.
+        offered: Counts events taken, but for those that its door counts.
         refused: Counts events that came after `close`.
         closed: No more events are taken.
     """
 
     def __init__(
-        self, mark: Any, inline: list[Any], queued: list[Any], limits: Limits, parent: Crew | None = None
+        self,
+        mark: Any,
+        inline: list[Any],
+        queued: list[Any],
+        limits: Limits,
+        passed: Callable[[], int] = int,
+        parent: Crew | None = None,
     ) -> None:
         self.mark = mark
+        # What the collector's door counts is not reset by a fork.
+        self._passed = passed
+        self._passed_before = passed()
         self.offered = count()
         self.refused = count()
         self.closed: bool = parent is not None and parent.closed
@@ -111,11 +120,16 @@ class Crew:
             return None
         return self.inline[0].exporter
 
+    @property
+    def enqueued(self) -> int:
+        """Events taken."""
+        return steps(self.offered) + self._passed() - self._passed_before
+
     def heir(self, mark: Any) -> Crew:
         """Return the crew of a forked child; the same one for all of its threads and signal handlers."""
         inline = [one.exporter for one in self.inline]
         queued = [lane.exporter for lane in self.lanes]
-        return self._heirs.setdefault(None, Crew(mark, inline, queued, self._limits, self))
+        return self._heirs.setdefault(None, Crew(mark, inline, queued, self._limits, self._passed, self))
 
     def take(self, event: Any) -> None:
         """Hand an event to every exporter. Waits for none of those that may wait."""
@@ -134,6 +148,20 @@ class Crew:
             # A copy: the application may use its dict again, and an exporter may add keys to its own.
             lane.put(event.copy() if type(event) is dict else event)
 
+    def take_line(self, line: bytes) -> None:
+        """Append an event, encoded already, that could not go through the door."""
+        next(self.offered)
+        one = self.inline[0]
+        if one.disabled:
+            next(one.refused)
+            return
+        try:
+            one.exporter.append_line(line)
+        except Exception as error:
+            if was_thrown_in(error):
+                raise
+            one.failed(self.enqueued, error)
+
     def flush(self, timeout: float) -> bool:
         """Have everything delivered that was taken before; return whether it was."""
         return self._settle(time.monotonic() + timeout, last=False)
@@ -145,7 +173,7 @@ class Crew:
             self._close_right.pop()
         except IndexError:
             return True
-        if self._parent is not None and steps(self.offered) == 0:
+        if self._parent is not None and self.enqueued == 0:
             return True  # a child that never used them: whatever the exporters hold is the parent's
         return self._settle(time.monotonic() + timeout, last=True)
 
@@ -158,7 +186,7 @@ class Crew:
     def stats(self) -> CollectorStats:
         """Return what happened so far."""
         lanes, inline = self.lanes, self.inline
-        enqueued = steps(self.offered)
+        enqueued = self.enqueued
         failed = sum(steps(one.errors) for one in inline)
         refused = sum(steps(one.refused) for one in inline)
         return {

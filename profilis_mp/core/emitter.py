@@ -41,7 +41,7 @@ class Emitter:
 
     def emit(self, event: Event) -> None:
         """Hand over an event that is built already."""
-        # Looked up each time: exporters and collectors replace the method when they are closed, or forked.
+        # Looked up each time: whoever wraps or replaces the method of a collector means these events as well.
         hand_over: Callable[[Event], object] = getattr(self._collector, self._name)
         hand_over(event)
 

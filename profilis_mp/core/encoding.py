@@ -68,10 +68,9 @@ class EventEncoder:
         """Return the one line of any event; the hot path and `mend` together."""
         record = None
         try:
-            if type(event) is dict:
-                record = orjson.dumps(event, None, FLAGS)
-                if record.rfind(SUSPECT) < 0:
-                    return record
+            record = orjson.dumps(event, None, FLAGS)
+            if record.rfind(SUSPECT) < 0:
+                return record
         except Exception as error:
             if was_thrown_in(error):
                 raise
@@ -82,7 +81,7 @@ class EventEncoder:
         """Return the one line of an event that ``orjson.dumps`` refused or may have got wrong.
 
         Args:
-            event: Any object. Anything but a dict becomes ``{"value": ...}``.
+            event: Any object. One that is no dict, and had to be altered, becomes ``{"value": ..., "_altered": ...}``.
             record: What ``orjson.dumps`` made of it if it did not raise; returned as it is where nothing was lost.
 
         Returns:
@@ -116,9 +115,7 @@ def _lost_nothing(event: object, values: int) -> bool:
 
     ``values`` bounds the search: another thread may be tying the event into a knot meanwhile.
     """
-    if type(event) is not dict:
-        return False
-    todo: list[Any] = [event]
+    todo: list[Any] = [(event,)]
     for box in todo:  # grows as it goes
         values -= len(box)
         if values < 0:

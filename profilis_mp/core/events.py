@@ -8,7 +8,8 @@ nanoseconds, and durations are in nanoseconds too:
     DB   ts_ns, trace_id, span_id, kind, query, dur_ns, rows
 
 The ids are the current span's, or fresh ones outside of any. Further keywords are appended; one that names a key above
-replaces its value.
+replaces its value. ``parent_span_id`` is one of these: of an event that is a span of its own (a request, a profiled
+function) and has a parent. Other events have the ids of the span they are in, whose event has its parent.
 
     >>> event = db_event("SELECT 1", 5_000, 1, db_vendor="sqlite")
     >>> list(event)

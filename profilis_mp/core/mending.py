@@ -19,7 +19,8 @@ dict, list, str, int and float. Marked:
     cycle, nesting beyond 250 levels       a marker string
     an object found over and over          a marker string, once 50,000 values of such objects were written
     anything else                          its ``repr``, 1,000 characters at most
-    an event that is no dict               ``{"value": ...}``
+    an event that is no dict and has any   ``{"value": ...}``
+    of these in it
     =====================================  ==================================================================
 
 Generators and iterators are not consumed. Nothing here recurses: the caller may be deep in its own stack.
@@ -52,13 +53,16 @@ _MAX_PATH = 1_000  # characters
 _Key: TypeAlias = str | int | None
 
 
-def mended(event: object) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return an encodable copy of an event, and what was altered by dotted path (empty: nothing)."""
+def mended(event: object) -> tuple[Any, dict[str, str]]:
+    """Return an encodable copy of an event, and what was altered by dotted path (empty: nothing, else it is a dict)."""
     walk = _Walk()
     if not issubclass(type(event), dict):
+        clean, marks = walk.copy({"value": event}), walk.marks
+        if not marks:
+            return clean["value"], marks
         walk.mark(None, None, f"not a dict: {type_name(event)}")
-        event = {"value": event}
-    clean, marks = walk.copy(event), walk.marks
+    else:
+        clean, marks = walk.copy(event), walk.marks
     if marks and "_altered" in clean:  # the event has such a key itself: its value stays, under another name
         other = _free("_altered", clean, {})
         clean = {other if name == "_altered" else name: value for name, value in clean.items()}

@@ -8,6 +8,9 @@ One of these, or any callable that takes a list of events:
 - `Exporter`: it may wait. ``export`` is called with a list, in a thread of its own, never twice at a time. When it
   raises, the same list comes again, with the events that it had already dealt with.
 
+It may offer ``door(otherwise)`` and ``append_line(line)``, as `JSONLExporter` does: a function as good as ``emit`` that
+counts for the collector that asked for it, so that ``enqueue`` is that function and nothing lies between.
+
 Optional in both: ``flush()`` (False: not everything is where it belongs yet) and ``close()``.
 """
 

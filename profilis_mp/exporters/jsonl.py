@@ -6,19 +6,18 @@ A subclass that overrides ``emit``, ``export`` or ``_write_line`` may do work th
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, Self
 
 import orjson
 
-from profilis_mp import diagnostics
 from profilis_mp.core.encoding import FLAGS, SUSPECT, EventEncoder
-from profilis_mp.errors import ConfigError
-from profilis_mp.sharedlog.session import Encoding
+from profilis_mp.janitor.upkeep import Upkeep
+from profilis_mp.sharedlog.fastpath import Door, Encoding
 from profilis_mp.sharedlog.settings import Fsync, OnFull
+from profilis_mp.sharedlog.users import Owner
 from profilis_mp.sharedlog.writer import Segment, SharedWriter, WriterStats
 
 __all__ = ["ExporterStats", "JSONLExporter"]
@@ -53,12 +52,11 @@ class JSONLExporter:
 
     Args:
         dir: The log directory; created with the first event.
-        compress_old_files: Compress sealed segments. Not done yet in this release, which warns when it is set.
-        max_files: Keep at most this many segments of the stream. Likewise.
-        max_age_secs: Expire segments not written to for this long, seconds. Likewise.
-        max_total_bytes: Expire the oldest segments beyond this total, bytes. Likewise.
+        compress_old_files, compression, compression_level, compress_delay_secs, max_files, max_age_secs,
+            max_total_bytes: What becomes of sealed segments; as for :class:`~profilis_mp.Upkeep`.
         rotate_bytes, rotate_secs, filename_template, app_name, local_time, buffer_size, flush_interval, spool_bytes,
-            lock_timeout, on_full, fsync, file_mode, clock: As for :class:`~profilis_mp.SharedWriter`.
+            lock_timeout, on_full, fsync, file_mode, dir_mode, owner, janitor, clock: As for
+            :class:`~profilis_mp.SharedWriter`.
 
     Attributes:
         dir: The log directory, absolute.
@@ -85,6 +83,9 @@ class JSONLExporter:
         app_name: str = "profilis",
         local_time: bool = False,
         compress_old_files: bool = False,
+        compression: Literal["gzip", "zstd"] = "gzip",
+        compression_level: int | None = None,
+        compress_delay_secs: float = 120.0,
         max_files: int | None = None,
         max_age_secs: float | None = None,
         max_total_bytes: int | None = None,
@@ -95,6 +96,9 @@ class JSONLExporter:
         on_full: OnFull = "drop",
         fsync: Fsync = "never",
         file_mode: int = 0o640,
+        dir_mode: int | None = None,
+        owner: Owner = None,
+        janitor: bool | Literal["external"] = True,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         writer_arguments: dict[str, Any] = {
@@ -110,19 +114,24 @@ class JSONLExporter:
             "on_full": on_full,
             "fsync": fsync,
             "file_mode": file_mode,
+            "dir_mode": dir_mode,
+            "owner": owner,
+            "janitor": janitor,
             "clock": clock,
         }
-        retention: dict[str, Any] = {
+        upkeep: dict[str, Any] = {
             "compress_old_files": compress_old_files,
+            "compression": compression,
+            "compression_level": compression_level,
+            "compress_delay_secs": compress_delay_secs,
             "max_files": max_files,
             "max_age_secs": max_age_secs,
             "max_total_bytes": max_total_bytes,
         }
-        _check_retention(retention)
-        self._arguments: dict[str, Any] = {"dir": dir, **writer_arguments, **retention}
+        self._arguments: dict[str, Any] = {"dir": dir, **writer_arguments, **upkeep}
         self._own_attributes: frozenset[str] = frozenset()
         self._encoder = EventEncoder()
-        self._writer = SharedWriter(dir, **writer_arguments)
+        self._writer = SharedWriter(dir, upkeep=Upkeep(**upkeep), **writer_arguments)
         self._current_file = CurrentFile(self._writer)
         self.dir = self._arguments["dir"] = self._writer.dir
         self.rotate_bytes = rotate_bytes
@@ -131,26 +140,38 @@ class JSONLExporter:
         self._writes_lines = kind._write_line is not JSONLExporter._write_line
         self._emits = kind.emit is not JSONLExporter.emit
         self.never_waits = not (self._writes_lines or self._emits or kind.export is not JSONLExporter.export)
-        self._append: Callable[[Any], None]
-        self._writer.encode_with(Encoding(dict, orjson.dumps, FLAGS, SUSPECT, self._encoder.mend, self._rebound))
-        self._own_attributes = frozenset(vars(self))
-
-    def _rebound(self, append: Callable[[Any], None]) -> None:
-        self._append = append
+        self._writer.encode_with(Encoding(orjson.dumps, FLAGS, SUSPECT, self._encoder.mend))
+        self._append = self._writer.door(self.append_line).append
         if self.never_waits:
-            self.emit = append
+            self.emit = self._append
+        self._own_attributes = frozenset(vars(self))
 
     def emit(self, event: Any) -> None:  # type: ignore[no-redef]  # the attribute above shadows it when it can
         """Append one event; it is crash-safe when this returns. Never raises an Exception.
 
         Args:
-            event: A dict; any other object is written as ``{"value": …}``. What cannot be written as it is, is altered
+            event: A dict; any other object is written too. What cannot be written as it is, is altered
                 visibly (``_altered`` in the record) and counted.
         """
         if self._writes_lines:
             self._write_line(self._encoder.encode(event).decode())
         else:
             self._append(event)
+
+    def door(self, otherwise: Callable[[bytes], None]) -> Door | None:
+        """Return another way in, as cheap as ``emit``, that counts for itself; for a collector.
+
+        Args:
+            otherwise: Gets each line that cannot go the fast way; it is expected to hand it to `append_line`.
+
+        Returns:
+            None where ``emit`` is not the exporter's own, which a door would pass by.
+        """
+        return self._writer.door(otherwise) if self.never_waits and self.emit is self._append else None
+
+    def append_line(self, line: bytes) -> None:
+        """Append one encoded line with all the care that a door leaves out."""
+        self._writer.append_record(line)
 
     def export(self, events: Iterable[Any]) -> None:
         """Append several events, in order."""
@@ -165,6 +186,10 @@ class JSONLExporter:
         """Append one line as it is; a missing newline is added. Override it to write something else instead."""
         record = line.encode("utf-8", "backslashreplace")
         self._writer.write(record if record.endswith(b"\n") else record + b"\n")
+
+    def prepare(self, owner: Owner = None) -> None:
+        """Make the directories now; as :meth:`profilis_mp.SharedWriter.prepare`."""
+        self._writer.prepare(owner)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Bring everything this process has emitted into its segment; returns whether it is all there.
@@ -181,6 +206,21 @@ class JSONLExporter:
     def close(self, timeout_s: float | None = None) -> bool:
         """Flush and close; as :meth:`profilis_mp.SharedWriter.close`. Runs at exit by itself."""
         return self._writer.close(timeout_s)
+
+    @classmethod
+    def from_env(cls, *, environ: Mapping[str, str] | None = None, prefix: str = "PROFILIS_", **overrides: Any) -> Self:
+        """Make an exporter as the environment says: ``PROFILIS_DIR``, ``PROFILIS_ROTATE_BYTES=10MB`` …
+
+        Args:
+            environ, prefix: The variables (None: ``os.environ``), and what the names of those meant begin with.
+            overrides: Arguments of the constructor that count for more than the environment.
+
+        Raises:
+            ConfigError: Naming the variable: one with the prefix that stands for no option, or whose value was refused.
+        """
+        from profilis_mp.exporters.environment import built_from  # its imports are not for those who need none of it
+
+        return built_from(cls, os.environ if environ is None else environ, prefix, overrides)
 
     def __enter__(self) -> JSONLExporter:
         return self
@@ -230,17 +270,3 @@ class CurrentFile:
     def flush(self) -> None:
         """Bring what was written into its segment."""
         self._writer.flush()
-
-
-def _check_retention(retention: dict[str, Any]) -> None:
-    if not isinstance(retention["compress_old_files"], bool):
-        raise ConfigError("compress_old_files", f"{retention['compress_old_files']!r} is neither True nor False")
-    for argument in ("max_files", "max_age_secs", "max_total_bytes"):
-        value = retention[argument]
-        if value is None:
-            continue
-        kinds = int | float if argument == "max_age_secs" else int
-        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value <= 0:
-            raise ConfigError(argument, f"{value!r} must be a number above 0, or None for no limit")
-    if wanted := [argument for argument, value in retention.items() if value]:
-        diagnostics.warn("janitor", f"{', '.join(wanted)}: nothing is compressed or expired yet in this release")

@@ -19,11 +19,13 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from typing import NamedTuple
 
 from profilis_mp.sharedlog.names import SegmentName
+from profilis_mp.sharedlog.ownership import Settle
 from profilis_mp.sharedlog.words import WordMap, open_regular
 
-__all__ = ["CONTROL_BYTES", "BadControl", "Control"]
+__all__ = ["CONTROL_BYTES", "BadControl", "Control", "Position"]
 
 CONTROL_BYTES = 4096
 _MAGIC = int.from_bytes(b"pmpctl\x00\x01", sys.byteorder)
@@ -34,6 +36,21 @@ _NAME_BYTES = 512 - _NAME * 8
 _LARGEST = 1 << 62
 
 
+class Position(NamedTuple):
+    """How far a log has come, as one look at its control file shows it.
+
+    Attributes:
+        identity: Device and inode of the control file.
+        generation, name, committed, intent: As in :class:`Control`.
+    """
+
+    identity: tuple[int, int]
+    generation: int
+    name: str
+    committed: int
+    intent: int
+
+
 class BadControl(Exception):
     """The control file is not one: garbage, cut short, or of another version. It is set aside, never trusted."""
 
@@ -41,21 +58,25 @@ class BadControl(Exception):
 class Control:
     """One process's map of the control file. Caller holds the directory lock, except for ``heartbeat_ns``."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, readonly: bool = False) -> None:
         """Map an existing control file.
+
+        Args:
+            path: The file.
+            readonly: Only to look at it, with no more than read permission; a store then raises TypeError.
 
         Raises:
             FileNotFoundError: There is none.
             BadControl: It cannot be trusted. The file is as it was.
         """
         self.path = path
-        fd = open_regular(path, os.O_RDWR)
+        fd = open_regular(path, os.O_RDONLY if readonly else os.O_RDWR)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size < CONTROL_BYTES:
                 raise BadControl(f"{status.st_size} bytes, expected {CONTROL_BYTES}")
             self._identity = (status.st_dev, status.st_ino)
-            self._map = WordMap(fd, CONTROL_BYTES, CONTROL_BYTES)
+            self._map = WordMap(fd, CONTROL_BYTES, CONTROL_BYTES, readonly=readonly)
         finally:
             os.close(fd)
         self._words = self._map.words
@@ -66,11 +87,41 @@ class Control:
             self.close()
             raise
 
+    @classmethod
+    def glance(cls, path: str) -> Control:
+        """A copy of the control file as it was a moment ago, for whoever only looks: no lock, no map, nothing to close.
+
+        Raises:
+            OSError: There is none, or it is not ours to read.
+            BadControl: It cannot be trusted.
+        """
+        fd = open_regular(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status = os.fstat(fd)
+            while True:
+                page, again = os.pread(fd, CONTROL_BYTES, 0), os.pread(fd, CONTROL_BYTES, 0)
+                if len(page) < CONTROL_BYTES or len(again) < CONTROL_BYTES:
+                    raise BadControl(f"{len(page)} bytes, expected {CONTROL_BYTES}")
+                control, later = cls.__new__(cls), cls.__new__(cls)
+                for one, copied in ((control, page), (later, again)):
+                    one.path, one._bytes = path, memoryview(copied)
+                    one._identity = (status.st_dev, status.st_ino)
+                    one._words = one._bytes.cast("Q")
+                # I5: a slot is filled while the other one is current, its generation first. If neither has changed
+                # since, what was read in between is of one moment.
+                if control._words[_SELECTOR] == later._words[_SELECTOR] and control.generation == later.generation:
+                    break
+        finally:
+            os.close(fd)
+        control.check()
+        return control
+
     @staticmethod
-    def create(path: str, mode: int, generation: int, elder: SegmentName | None) -> None:
+    def create(path: str, mode: int, generation: int, elder: SegmentName | None, settle: Settle | None = None) -> None:
         """Write a fresh control file whose next segment is ``generation`` and named after ``elder``.
 
-        Caller holds the directory lock. Complete before it has its name: a crash leaves none or a whole one.
+        Caller holds the directory lock. Complete, and ``settle`` done, before it has its name: a crash leaves none or a
+        whole one.
         """
         page = memoryview(bytearray(CONTROL_BYTES))
         words = page.cast("Q")
@@ -81,8 +132,14 @@ class Control:
             words[slot + _STAMP] = elder.stamp_ns
             words[slot + _INDEX] = elder.number
         unfinished = f"{path}.new"
-        fd = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
+            os.unlink(unfinished)  # of somebody who was killed: root's could be removed, but not opened
+        except FileNotFoundError:
+            pass
+        fd = open_regular(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            if settle is not None:
+                settle(fd, True)
             rest = page
             while rest:
                 rest = rest[os.write(fd, rest) :]
@@ -111,6 +168,11 @@ class Control:
     def generation(self) -> int:
         """The current segment's generation."""
         return self._words[self._slot + _GENERATION]
+
+    @property
+    def position(self) -> Position:
+        """How far the log has come; each commit and each rotation changes it."""
+        return Position(self._identity, self.generation, self.name, self.committed, self.intent)
 
     @property
     def opened_ns(self) -> int:

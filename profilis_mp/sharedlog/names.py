@@ -34,6 +34,7 @@ _UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f]|\.\.")
 _INDEX_SPEC = re.compile(r"(0\d{1,2})?d?")
 _MOMENTS = (951_827_696, 1_190_000_000, 2_000_000_000)  # short and long names of days and months, one and two digits
 _YEAR_NS = 367 * 86_400 * 10**9
+_NO_HOST = (*COMPRESSED_SUFFIXES, ".tmp")
 _LARGEST = 1 << 62  # what the control file takes
 
 
@@ -67,12 +68,14 @@ class SegmentNames:
         stream: The stream's name: the template with ``app_name`` filled in, safe as a directory name.
 
     Raises:
-        ConfigError: Naming ``filename_template`` or ``app_name``.
+        ConfigError: Naming ``filename_template``, ``app_name`` or ``local_time``.
     """
 
     def __init__(self, template: str, app_name: str = "profilis", *, local_time: bool = False) -> None:
         _check_text("filename_template", template)
         _check_text("app_name", app_name)
+        if not isinstance(local_time, bool):
+            raise ConfigError("local_time", f"{local_time!r} is neither True nor False")
         self.template = template
         self.local_time = local_time
         self._zone: tzinfo | None = None if local_time else UTC
@@ -161,6 +164,9 @@ class SegmentNames:
         if match is None:
             return None
         groups = match.groupdict()
+        host = groups.get("hostname") or ""
+        if host != self._host and match.end() == match.end("hostname" if host else 0) and host.endswith(_NO_HOST):
+            return None  # the compressed form of a name that ends with the host's, or an unfinished copy
         stamp_ns = 0
         if self._has_stamp:
             spec = next(spec for _, field, spec in self._parts if field == "timestamp")

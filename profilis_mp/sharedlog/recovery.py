@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from errno import ENOTDIR
 
 from profilis_mp import diagnostics
-from profilis_mp.errors import ConfigError, LogDirectoryError
+from profilis_mp.errors import LogDirectoryError
 from profilis_mp.sharedlog.helping import Helping
+from profilis_mp.sharedlog.inventory import streams_of
 from profilis_mp.sharedlog.names import SegmentNames
 from profilis_mp.sharedlog.settings import Settings, check_log_directory
 from profilis_mp.sharedlog.stream import STATE_DIRECTORY, StreamPaths
@@ -62,27 +63,21 @@ def recover(dir: str | os.PathLike[str], *, timeout_s: float = 5.0) -> RecoveryR
     """
     report = RecoveryReport(check_log_directory(dir))
     try:
-        streams = sorted(os.listdir(f"{report.directory}/{STATE_DIRECTORY}"))
-    except FileNotFoundError:
-        return report
+        streams = streams_of(report.directory)
     except NotADirectoryError:
         raise LogDirectoryError(f"{report.directory}/{STATE_DIRECTORY}", ENOTDIR, "is not a directory") from None
     except OSError as error:
         report.failures.append(str(error))
         return report
-    for stream in streams:
-        try:
-            names = SegmentNames.of_stream(stream)
-        except ConfigError:
-            continue  # somebody else's directory
-        report.streams.append(stream)
+    for names in streams:
+        report.streams.append(names.stream)
         _recover_stream(report, names, timeout_s)
     return report
 
 
 def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: float) -> None:
     paths = StreamPaths(report.directory, names.stream)
-    helping = Helping(paths, _settings_of(report.directory, names), adopt_limits=True)
+    helping = Helping(paths, Settings.of_operator(report.directory, names), adopt_limits=True)
     try:
         # Taking the lock finishes the flush in progress, whoever's it is.
         try:
@@ -102,21 +97,4 @@ def _recover_stream(report: RecoveryReport, names: SegmentNames, timeout_s: floa
     report.dead_spools += helped.dead_spools
     report.live_spools += helped.live_spools
     report.flushed_bytes += helped.flushed_bytes
-    report.failures += helped.failures
-
-
-def _settings_of(directory: str, names: SegmentNames) -> Settings:
-    """What does not come with a spool; whoever recovers has no settings of its own."""
-    return Settings(
-        dir=directory,
-        names=names,
-        rotate_bytes=1,
-        rotate_secs=1.0,
-        buffer_size=1,
-        spool_bytes=1,
-        flush_interval=1.0,
-        lock_timeout=0.0,
-        on_full="drop",
-        fsync="never",
-        file_mode=0o640,
-    )
+    report.failures += [*helped.failures, *helped.not_ours.values()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from profilis_mp.sharedlog.names import COMPRESSED_SUFFIXES
+from profilis_mp.sharedlog.ownership import Settle, create_settled
 from profilis_mp.sharedlog.words import open_regular
 
 __all__ = ["OpenSegment", "name_is_taken", "sync_directory"]
@@ -31,15 +32,21 @@ class OpenSegment:
         self._identity = (status.st_dev, status.st_ino)
 
     @classmethod
-    def create(cls, directory: str, name: str, mode: int) -> OpenSegment:
-        """Create the segment.
+    def create(cls, directory: str, name: str, mode: int, settle: Settle, scratch: str) -> OpenSegment:
+        """Create the segment, with its owner and mode, whatever the umask: a log shipper in the group counts on it.
+
+        Args:
+            directory: The log directory.
+            name: The segment's.
+            mode: Its permissions.
+            settle: Gives it owner and mode.
+            scratch: Where a file without its name yet may be: the state directory.
 
         Raises:
             FileExistsError: Somebody took the name meanwhile.
             OSError: As ``os.open``. Nothing was created.
         """
-        fd = open_regular(f"{directory}/{name}", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL, mode)
-        os.fchmod(fd, mode)  # whatever the umask: a log shipper in the group counts on it
+        fd = create_settled(f"{directory}/{name}", os.O_RDWR | os.O_APPEND, mode, settle, scratch)
         return cls(directory, name, fd)
 
     @classmethod
@@ -58,6 +65,10 @@ class OpenSegment:
         except OSError:
             return None
         return status.st_size if (status.st_dev, status.st_ino) == self._identity else None
+
+    def is_removed(self) -> bool:
+        """Whether the file has no name any more: its space is taken only as long as it is open somewhere."""
+        return os.fstat(self.fd).st_nlink == 0
 
     def holds(self, expected: memoryview, offset: int) -> bool:
         """Whether the bytes from ``offset`` on are ``expected``."""

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from errno import EACCES, ENAMETOOLONG, ENOTDIR, ENOTSUP
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from profilis_mp.errors import ConfigError, LogDirectoryError
 from profilis_mp.sharedlog.names import SegmentNames
+from profilis_mp.sharedlog.ownership import Access
+from profilis_mp.sharedlog.paths import StreamPaths
 from profilis_mp.sharedlog.spool import Limits
 
-__all__ = ["Fsync", "OnFull", "Settings", "check_log_directory"]
+__all__ = ["Caretaker", "Fsync", "OnFull", "Settings", "check_log_directory", "file_system_of"]
 
 Fsync = Literal["never", "seal", "interval", "always"]
 OnFull = Literal["drop", "block"]
@@ -32,9 +34,32 @@ _NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 
+class Caretaker(Protocol):
+    """What the leader starts beside its ticking, to look after sealed segments."""
+
+    def start(self) -> bool:
+        """Start; returns whether it can."""
+
+    def stop(self, timeout_s: float) -> None:
+        """End, waiting at most so long, seconds."""
+
+    def is_opening(self) -> bool:
+        """Whether a fork should wait a moment, because something is just being opened."""
+
+    def abandon(self) -> None:
+        """In a forked child: close what was inherited."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """A writer's configuration, checked. Sizes in bytes, durations in seconds.
+
+    Attributes:
+        may_lead: Whether this process may become the stream's leader.
+        dir_mode: Permissions of directories; None leaves the log directory to the umask.
+        owner: User and group id of what is made; None is nobody in particular. See ``ownership``.
+        caretaker: Makes what a leader starts; None for nothing.
+        opened: Called once per process when its spool is there; None for nothing.
 
     Raises:
         ConfigError: Naming the argument that was refused.
@@ -52,6 +77,11 @@ class Settings:
     fsync: Fsync
     file_mode: int
     clock: Callable[[], int] = time.time_ns
+    dir_mode: int | None = None
+    owner: tuple[int, int] | None = None
+    may_lead: bool = True
+    caretaker: Callable[[Settings], Caretaker] | None = None
+    opened: Callable[[Settings], None] | None = None
 
     def __post_init__(self) -> None:
         for argument in ("rotate_bytes", "buffer_size", "spool_bytes"):
@@ -69,6 +99,33 @@ class Settings:
         mode: object = self.file_mode
         if not isinstance(mode, int) or isinstance(mode, bool) or not 0o600 <= mode <= 0o777 or mode & 0o600 != 0o600:
             raise ConfigError("file_mode", f"{mode!r} is no mode that its owner can read and write, such as 0o640")
+        mode = self.dir_mode
+        if mode is not None and (type(mode) is not int or not 0o700 <= mode <= 0o7777 or mode & 0o700 != 0o700):
+            raise ConfigError("dir_mode", f"{mode!r} is no mode of a directory that its owner can use, such as 0o750")
+
+    @classmethod
+    def of_operator(cls, directory: str, names: SegmentNames, flush_interval: float = 1.0) -> Settings:
+        """For whoever writes nothing itself and adopts the limits of each spool that it flushes."""
+        access = Access.as_in(StreamPaths(directory, names.stream).state)
+        return cls(
+            dir=directory,
+            names=names,
+            rotate_bytes=1,
+            rotate_secs=_LONGEST_S,
+            buffer_size=1,
+            spool_bytes=1,
+            flush_interval=flush_interval,
+            lock_timeout=0.0,
+            on_full="drop",
+            fsync="never",
+            file_mode=access.file_mode,
+            dir_mode=access.dir_mode,
+        )
+
+    @property
+    def access(self) -> Access:
+        """Whose the files are, and who may use them."""
+        return Access(self.file_mode, self.dir_mode, self.owner)
 
     @property
     def limits(self) -> Limits:
@@ -135,7 +192,7 @@ def check_log_directory(directory: object) -> str:
     if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
         action = "written" if nearest == path else "created"
         raise LogDirectoryError(path, EACCES, f"cannot be {action}: no write permission in {nearest}")
-    kind = _file_system_of(os.path.realpath(nearest))
+    kind = file_system_of(os.path.realpath(nearest))
     if kind in _NETWORK_FILE_SYSTEMS:
         raise LogDirectoryError(
             path,
@@ -146,7 +203,7 @@ def check_log_directory(directory: object) -> str:
     return path
 
 
-def _file_system_of(path: str) -> str | None:
+def file_system_of(path: str) -> str | None:
     """The file system type of the mount that ``path`` (resolved) is on; None where that cannot be told."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:

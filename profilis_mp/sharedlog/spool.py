@@ -27,10 +27,11 @@ import re
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from filelock import lock_descriptor
-
+from profilis_mp.sharedlog.lock import try_lock
+from profilis_mp.sharedlog.ownership import Settle
 from profilis_mp.sharedlog.words import OrderedWords, WordMap, open_regular, preallocate, store_fence
 
 __all__ = ["FRAME_BYTES", "HEADER_BYTES", "TAIL", "UNFINISHED", "BadSpool", "Limits", "Spool", "spool_id_of"]
@@ -71,9 +72,9 @@ class Spool:
         framed: Whether each record is preceded by its length.
     """
 
-    def __init__(self, fd: int, size: int, spool_id: int, path: str | None) -> None:
+    def __init__(self, fd: int, size: int, spool_id: int, path: str | None, *, readonly: bool = False) -> None:
         self.fd = fd
-        self._map = WordMap(fd, size, HEADER_BYTES)
+        self._map = WordMap(fd, size, HEADER_BYTES, readonly=readonly)
         self.words = self._map.words
         self.ordered = self.words if store_fence is None else OrderedWords(self.words, store_fence)
         self.bytes = self._map.bytes
@@ -86,8 +87,18 @@ class Spool:
         self.created_ns: int = self.words[_CREATED]
 
     @classmethod
-    def create(cls, directory: str, capacity: int, limits: Limits, *, framed: bool, mode: int = 0o600) -> Spool:
-        """Create, lock and preallocate this process's spool.
+    def create(
+        cls,
+        directory: str,
+        capacity: int,
+        limits: Limits,
+        *,
+        framed: bool,
+        created_ns: int | None = None,
+        mode: int = 0o600,
+        settle: Settle | None = None,
+    ) -> Spool:
+        """Create, lock and preallocate this process's spool; it has its owner and mode before it has its name.
 
         Raises:
             OSError: No space, no permission, no descriptor. Nothing is left behind but perhaps an unlocked ``.new``.
@@ -97,20 +108,23 @@ class Spool:
         unfinished = f"{path}{UNFINISHED}"
         fd = open_regular(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         try:
-            if not lock_descriptor(fd, blocking=False):
+            if not try_lock(fd):
                 raise FileNotFoundError(unfinished)  # somebody takes it for a dead process's and is removing it
+            if settle is not None:
+                settle(fd, True)
             preallocate(fd, HEADER_BYTES + capacity)
             spool = cls(fd, HEADER_BYTES + capacity, spool_id, path)
-            spool._initialise(framed)
+            spool._initialise(framed, created_ns)
             for offset, value in enumerate(limits):
                 spool.words[_LIMITS + offset] = value
             os.rename(unfinished, path)
         except BaseException as error:
             os.close(fd)
             if isinstance(error, FileNotFoundError):
+                # It was taken for a dead process's.
                 return cls.create(
-                    directory, capacity, limits, framed=framed, mode=mode
-                )  # it was taken for a dead process's
+                    directory, capacity, limits, framed=framed, created_ns=created_ns, mode=mode, settle=settle
+                )
             try:
                 os.unlink(unfinished)
             except OSError:
@@ -119,26 +133,30 @@ class Spool:
         return spool
 
     @classmethod
-    def in_memory(cls, capacity: int, *, framed: bool) -> Spool:
+    def in_memory(cls, capacity: int, *, framed: bool, created_ns: int | None = None) -> Spool:
         """A spool without a file, for when none can be created: it dies with its process."""
         spool = cls(-1, HEADER_BYTES + capacity, _new_id(), None)
-        spool._initialise(framed)
+        spool._initialise(framed, created_ns)
         return spool
 
     @classmethod
-    def open(cls, path: str) -> Spool:
+    def open(cls, path: str, *, readonly: bool = False) -> Spool:
         """Open another's spool.
+
+        Args:
+            path: The file.
+            readonly: Only to look at it; a store then raises TypeError.
 
         Raises:
             OSError: It is gone, or not ours to read.
             BadSpool: It cannot be trusted. The file is as it was.
         """
-        fd = open_regular(path, os.O_RDWR)
+        fd = open_regular(path, os.O_RDONLY if readonly else os.O_RDWR)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode) or status.st_size <= HEADER_BYTES:
                 raise BadSpool(f"{status.st_size} bytes")
-            spool = cls(fd, status.st_size, spool_id_of(path) or 0, path)
+            spool = cls(fd, status.st_size, spool_id_of(path) or 0, path, readonly=readonly)
             try:
                 spool.check()
                 spool._check_limits()
@@ -150,11 +168,34 @@ class Spool:
             raise
         return spool
 
-    def _initialise(self, framed: bool) -> None:
+    @classmethod
+    def glance(cls, path: str) -> Spool:
+        """A copy of another's header, for whoever only looks: its words and what derives from them, no data, no map.
+
+        Raises:
+            OSError: It is gone, or not ours to read.
+            BadSpool: It cannot be trusted.
+        """
+        fd = open_regular(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            status, header = os.fstat(fd), os.pread(fd, HEADER_BYTES, 0)
+        finally:
+            os.close(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size <= HEADER_BYTES:
+            raise BadSpool(f"{status.st_size} bytes")
+        spool = cls.__new__(cls)
+        spool.words = memoryview(header).cast("Q")
+        spool.fd, spool.size, spool.id, spool.path = -1, status.st_size, spool_id_of(path) or 0, path
+        spool.framed, spool.created_ns = bool(spool.words[_FRAMED]), spool.words[_CREATED]
+        spool.check()
+        spool._check_limits()
+        return spool
+
+    def _initialise(self, framed: bool, created_ns: int | None) -> None:
         words = self.words
         words[_FRAMED] = self.framed = framed
         words[_PID] = os.getpid()
-        words[_CREATED] = self.created_ns = time.time_ns()
+        words[_CREATED] = self.created_ns = time.time_ns() if created_ns is None else created_ns
         words[TAIL] = words[_HEAD] = words[_FLUSH_TO] = HEADER_BYTES
         words[0] = _MAGIC
 
@@ -200,6 +241,11 @@ class Spool:
     def limits(self) -> Limits:
         """The owner's limits, as it left them for whoever flushes the spool after its death."""
         return Limits(*self.words[_LIMITS : _LIMITS + 4])
+
+    @property
+    def pid(self) -> int:
+        """The owner's, for people: it means something only where the owner ran."""
+        return self.words[_PID]
 
     # What is in it.
 
@@ -259,6 +305,21 @@ class Spool:
         """The bytes of the flush in progress: data[head:flush_to], without the frame of a framed record."""
         return self._map.view[self.head + self.frame_bytes : self.flush_to]
 
+    def copy(self, start: int, end: int) -> Iterator[bytes]:
+        """The records from ``start`` to ``end`` without their frames; for looking at what is not flushed.
+
+        Raises:
+            BadSpool: A frame goes beyond the tail.
+        """
+        if store_fence is not None:
+            store_fence()  # as in next_batch_end
+        while self.framed and start < end:
+            following = self._frame_end(start)
+            yield bytes(self._map.view[start + FRAME_BYTES : following])
+            start = following
+        if start < end:
+            yield bytes(self._map.view[start:end])
+
     def next_batch_end(self, room: int) -> int:
         """Where to cut the next batch so that it has at most ``room`` bytes, or one record if that alone has more.
 
@@ -315,12 +376,16 @@ class Spool:
         except OSError:
             return
         try:
-            if lock_descriptor(fd, blocking=False):
+            if try_lock(fd):
                 os.unlink(path)
         except OSError:
             pass
         finally:
             os.close(fd)
+
+    def outlives_its_process(self) -> bool:
+        """Whether there is a file, under whatever name, for others to flush."""
+        return self.path is not None and os.fstat(self.fd).st_nlink > 0
 
     def is_in_place(self) -> bool:
         """Does the file still have its name and its length?  A store beyond its end would be a SIGBUS."""
@@ -334,13 +399,14 @@ class Spool:
 
     def owner_is_dead(self) -> bool:
         """Whether the lifetime lock was free; from then on this view holds it, so that one process drains."""
-        return lock_descriptor(self.fd, blocking=False)
+        return try_lock(self.fd)
 
     def close(self) -> None:
-        """Unmap and close; the file stays."""
+        """Unmap and close; the file stays. Twice is once: by then the descriptor's number may be somebody else's."""
+        fd, self.fd = self.fd, -1
         self._map.close()
-        if self.fd >= 0:
-            os.close(self.fd)
+        if fd >= 0:
+            os.close(fd)
 
     def unlink(self) -> bool:
         """Remove the file, if that can be done; returns whether. Caller holds the lifetime lock; the spool is empty."""

@@ -8,7 +8,6 @@ step, is in ``commit``.
 from __future__ import annotations
 
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable
 from errno import EISDIR, ELOOP, ENOTDIR, ENXIO
@@ -18,55 +17,17 @@ from profilis_mp.sharedlog import commit
 from profilis_mp.sharedlog.control import BadControl, Control
 from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.names import SegmentName
+from profilis_mp.sharedlog.ownership import Settle
+from profilis_mp.sharedlog.paths import STATE_DIRECTORY, StreamPaths
 from profilis_mp.sharedlog.segment import OpenSegment, name_is_taken, sync_directory
 from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import BadSpool, Spool
 
 __all__ = ["STATE_DIRECTORY", "Stream", "StreamPaths"]
 
-STATE_DIRECTORY = ".profilis-mp"
-_STATE_MODE = 0o750
-_PRIVATE_MODE = 0o600
 _ATTEMPTS = 8
 # What opening says when somebody put a symbolic link, a directory or a socket in a file's place.
 _NO_FILE = frozenset({ELOOP, EISDIR, ENXIO})
-
-
-class StreamPaths:
-    """Where a stream keeps what.
-
-    Attributes:
-        log: The log directory.
-        state: The stream's state directory.
-        lock, control, janitor_lock: Its files.
-        spools: The directory of its spools.
-    """
-
-    def __init__(self, log: str, stream: str) -> None:
-        self.log = log
-        self.state = f"{log}/{STATE_DIRECTORY}/{stream}"
-        self.lock = f"{self.state}/lock"
-        self.control = f"{self.state}/control"
-        self.janitor_lock = f"{self.state}/janitor.lock"
-        self.spools = f"{self.state}/spool"
-
-    def create(self) -> None:
-        """Create what is missing.
-
-        Raises:
-            LogDirectoryError: A part of the state directory is a symbolic link or no directory.
-            OSError: No permission, no space.
-        """
-        os.makedirs(self.log, exist_ok=True)
-        for path in (f"{self.log}/{STATE_DIRECTORY}", self.state, self.spools):
-            try:
-                os.mkdir(path, _STATE_MODE)
-            except FileExistsError:
-                mode = os.lstat(path).st_mode
-                if stat.S_ISLNK(mode):
-                    raise LogDirectoryError(path, ELOOP, "is a symbolic link, which is never followed here") from None
-                if not stat.S_ISDIR(mode):
-                    raise LogDirectoryError(path, ENOTDIR, "is not a directory") from None
 
 
 class Stream:
@@ -107,20 +68,26 @@ class Stream:
 
         Raises:
             LockTimeout: Another holder kept it. Nothing changed.
+            ValueError: A forked child came back into this, from a signal handler, after what it inherited was closed.
             OSError: The stream cannot be opened, or the interrupted flush not be finished yet. The lock is not held.
         """
         deadline = time.monotonic() + timeout_s
         for _ in range(_ATTEMPTS):
             lock = self._lock
             if lock is None:
-                self.paths.create()
-                lock = self._lock = KeptLock(self.paths.lock, _PRIVATE_MODE)
+                access = self.settings.access
+                self.notices += [("owner", trouble) for trouble in self.paths.create(access)]
+                lock = self._lock = KeptLock(self.paths.lock, access.private_mode, self._settle(access.private_mode))
                 self.give_back = lock.release
             lock.acquire(max(0.0, deadline - time.monotonic()))
             try:
                 # I8: a lock on a file that was removed excludes nobody.
                 if lock.is_in_place():
                     self._open_control()
+                    if lock is not self._lock:
+                        # A signal handler forked meanwhile, and here is the child, which has no lock at all: what
+                        # somebody else is flushing just now is not for it to finish.
+                        raise ValueError(f"{self.paths.lock}: closed by a fork")
                     if self.control.intent:
                         self._finish_interrupted(own)
                     return
@@ -133,10 +100,25 @@ class Stream:
     def close(self) -> None:
         """Close everything, unlocking nothing: in a forked child the lock is the parent's."""
         self.give_back = int
-        for handle in (self._segment, self._control, self._lock):
+        handles = self._segment, self._control, self._lock
+        self._segment = self._control = self._lock = None  # first: nobody closes them a second time
+        for handle in handles:
             if handle is not None:
                 handle.close()
-        self._segment = self._control = self._lock = None
+
+    def keeps_a_removed_segment(self) -> bool:
+        """Whether a segment is open here that was expired, or compressed, since it was appended to."""
+        segment = self._segment
+        try:
+            return segment is not None and segment.is_removed()
+        except OSError:
+            return False  # closed meanwhile, by another thread
+
+    def let_go(self) -> None:
+        """Close such a segment."""
+        if self._segment is not None and self.keeps_a_removed_segment():
+            segment, self._segment = self._segment, None
+            segment.close()
 
     def descriptors(self) -> list[int]:
         """All that is open here."""
@@ -194,7 +176,7 @@ class Stream:
             # committed and creates its file; the other way round an orphan would be left.
             control.advance(generation, now_ns, name)
             try:
-                self._segment = OpenSegment.create(log, name.text, self.settings.file_mode)
+                self._segment = self._create_segment(name.text)
                 break
             except FileExistsError:
                 generation += 1
@@ -263,9 +245,10 @@ class Stream:
             try:
                 if control.committed == 0 and not os.path.lexists(f"{self.paths.log}/{name}"):
                     # Named but never created: its opener was killed in between.
-                    self._segment = OpenSegment.create(self.paths.log, name, self.settings.file_mode)
+                    self._segment = self._create_segment(name)
                 else:
                     self._segment = OpenSegment.open(self.paths.log, name)
+                    self._settle(self.settings.file_mode)(self._segment.fd, False)
             except (FileNotFoundError, FileExistsError):
                 return None
             except OSError as error:
@@ -273,6 +256,20 @@ class Stream:
                     raise
                 return None
         return self._segment
+
+    def _create_segment(self, name: str) -> OpenSegment:
+        mode = self.settings.file_mode
+        return OpenSegment.create(self.paths.log, name, mode, self._settle(mode), self.paths.state)
+
+    def _settle(self, mode: int) -> Settle:
+        """Gives a file its owner and mode; what cannot be done becomes a notice, for nothing logs under the lock."""
+
+        def settle(fd: int, made: bool) -> None:
+            trouble = self.settings.access.settle(fd, mode, self.paths.state, made=made)
+            if trouble:
+                self.notices.append(("owner", trouble))
+
+        return settle
 
     def _seal_current(self) -> None:
         """The current segment takes no more bytes. With fsync, they reach the device before it counts as sealed."""
@@ -319,7 +316,8 @@ class Stream:
         # segment of which it is not known how much counts.
         listing = os.listdir(self.paths.log)
         segments = sum(names.parse_any(text) is not None for text in listing)
-        Control.create(path, _PRIVATE_MODE, segments + 1, names.latest(listing))
+        mode = self.settings.access.private_mode
+        Control.create(path, mode, segments + 1, names.latest(listing), self._settle(mode))
         return Control(path)
 
     def _forget_control(self) -> None:

@@ -31,9 +31,9 @@ class WordMap:
 
     __slots__ = ("bytes", "view", "words")
 
-    def __init__(self, fd: int, size: int, header_bytes: int) -> None:
+    def __init__(self, fd: int, size: int, header_bytes: int, *, readonly: bool = False) -> None:
         # fd -1: private to this process and its forks, the fallback when no file can be had.
-        self.bytes = mmap.mmap(fd, size)
+        self.bytes = mmap.mmap(fd, size, prot=mmap.PROT_READ if readonly else mmap.PROT_READ | mmap.PROT_WRITE)
         self.view = memoryview(self.bytes)
         self.words = self.view[:header_bytes].cast("Q")
 

@@ -17,17 +17,23 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self, TypedDict
 
 from profilis_mp import diagnostics
+from profilis_mp.janitor.role import role_of
+from profilis_mp.janitor.upkeep import Upkeep
+from profilis_mp.sharedlog import forks
 from profilis_mp.sharedlog.control import BadControl, Control
+from profilis_mp.sharedlog.fastpath import NO_FAST_PATH, Door, Encoding, fast_path
 from profilis_mp.sharedlog.names import SegmentNames
 from profilis_mp.sharedlog.outbox import Counters
 from profilis_mp.sharedlog.segment import name_is_taken
-from profilis_mp.sharedlog.session import Encoding, Session
+from profilis_mp.sharedlog.session import Session
 from profilis_mp.sharedlog.settings import Fsync, OnFull, Settings, check_log_directory
+from profilis_mp.sharedlog.users import Owner, resolve_owner
 
-__all__ = ["Segment", "SharedWriter", "WriterStats"]
+__all__ = ["Segment", "SharedWriter", "WriterStats", "writers_here"]
 
 
 class Segment(NamedTuple):
@@ -89,7 +95,16 @@ class SharedWriter:
             lock_timeout first.
         fsync: "never": the kernel writes back when it likes. "seal": a segment is on the device before it counts as
             sealed. "interval": also the active one, every flush_interval. "always": before ``write`` returns.
-        file_mode: Permissions of segments, whatever the umask.
+        file_mode: Permissions of segments, whatever the umask. Who may write them (0o660: the group) may also use the
+            state directory's files, which are for their owner alone otherwise.
+        dir_mode: Permissions of the directories that are made, the log directory among them, whatever the umask. None:
+            0o750 for the state directory, and the log directory as the umask says. With 0o2750 all files get the
+            directory's group.
+        owner: Whose everything is that root makes: "www-data", "www-data:adm", a user id, or (user id, group id); a
+            user alone brings his login group. None: what root makes belongs to whom the directory belongs.
+        upkeep: What becomes of sealed segments; None leaves them alone.
+        janitor: Whether this process may lead: tick for the others, and apply ``upkeep``. True; False; or "external",
+            which leaves both to ``profilis-mp janitor``, and ``upkeep`` in the stream's state directory for it to find.
         clock: Nanoseconds since the epoch, for names and ages.
 
     Raises:
@@ -115,6 +130,10 @@ class SharedWriter:
         on_full: OnFull = "drop",
         fsync: Fsync = "never",
         file_mode: int = 0o640,
+        dir_mode: int | None = None,
+        owner: Owner = None,
+        upkeep: Upkeep | None = None,
+        janitor: bool | Literal["external"] = True,
         clock: Callable[[], int] = time.time_ns,
     ) -> None:
         self._arguments: dict[str, Any] = {
@@ -131,6 +150,10 @@ class SharedWriter:
             "on_full": on_full,
             "fsync": fsync,
             "file_mode": file_mode,
+            "dir_mode": dir_mode,
+            "owner": owner,
+            "upkeep": upkeep,
+            "janitor": janitor,
             "clock": clock,
         }
         self._settings = Settings(
@@ -145,11 +168,17 @@ class SharedWriter:
             on_full=on_full,
             fsync=fsync,
             file_mode=file_mode,
+            dir_mode=dir_mode,
+            owner=resolve_owner(owner),
             clock=clock,
+            **role_of(upkeep, janitor),
         )
-        self._encoding: Encoding | None = None
-        self._exit_hooks = False
+        self._fast = NO_FAST_PATH
+        self._at_exit: Callable[[], None] | None = None
+        self._finalizer: Any = None
+        self._finalizer_pid = 0
         diagnostics.enable_debug_from_environment()
+        _writers.append(weakref.ref(self, _forget))
         self._session = self._new_session(Counters())
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -164,6 +193,10 @@ class SharedWriter:
     def __del__(self) -> None:
         try:
             self.close(timeout_s=0.0)
+            if self._at_exit is not None:
+                atexit.unregister(self._at_exit)
+            if self._finalizer is not None:
+                self._finalizer.cancel()
         except Exception:  # half-built, or the interpreter is going; the spool keeps everything
             pass
 
@@ -187,7 +220,25 @@ class SharedWriter:
         if not isinstance(record, bytes):
             raise TypeError(f"record must be bytes, not {type(record).__name__}")
         if record:
-            self._append_record(record)
+            self._live_session().append_record(record)
+
+    def prepare(self, owner: Owner = None) -> None:
+        """Make the log directory and the state directory now, as ``owner`` and ``dir_mode`` say.
+
+        For a root master that writes nothing itself, and whose workers may not make a directory there.
+
+        Args:
+            owner: Whose they shall be where the writer was told nothing.
+
+        Raises:
+            ConfigError: There is no such owner.
+            LogDirectoryError: Something else has the state directory's name.
+            OSError: They cannot be made.
+        """
+        access = self._settings.access
+        access = access if access.owner is not None else replace(access, owner=resolve_owner(owner))
+        for trouble in self._session.paths.create(access):
+            diagnostics.warn("owner", trouble)
 
     def flush(self, timeout_s: float | None = None) -> bool:
         """Bring everything this process has written into its segment.
@@ -259,20 +310,12 @@ class SharedWriter:
     def current_path(self) -> str | None:
         """The active segment's path, absolute; None while there is none. Another process may rotate any moment."""
         control = self._glance()
-        try:
-            return f"{self.dir}/{control.name}" if control is not None and control.is_named else None
-        finally:
-            if control is not None:
-                control.close()
+        return f"{self.dir}/{control.name}" if control is not None and control.is_named else None
 
     def next_path(self) -> str:
         """The path that a segment opened now would get."""
         control = self._glance()
-        try:
-            elder = control.youngest if control is not None else None
-        finally:
-            if control is not None:
-                control.close()
+        elder = control.youngest if control is not None else None
         directory = self.dir
         now_ns = self._settings.clock()
         name = self._settings.names.after(elder, now_ns, lambda text: name_is_taken(directory, text))
@@ -281,14 +324,26 @@ class SharedWriter:
     # Sessions: one per process, made when the process is found to be another.
 
     def encode_with(self, encoding: Encoding) -> None:
-        """Offer a fast append that encodes; ``encoding.rebound`` is told it, now and whenever it changes."""
-        self._encoding = encoding
+        """Offer appends that encode; see :meth:`door`. Called once, before anything is written."""
+        self._fast = fast_path(encoding)
         self._session = self._new_session(self._session.counters)
-        self._session.bind()
 
-    def _new_session(self, counters: Counters, *, late: bool = False) -> Session:
+    def door(self, otherwise: Callable[[bytes], None]) -> Door:
+        """Return a fast append that encodes, and counts for itself.
+
+        Args:
+            otherwise: Gets each line that cannot go the fast way, and hands it to :meth:`append_record`. It must keep
+                the writer alive: who has nothing but the append expects it to be open.
+        """
+        return self._fast.door(otherwise)
+
+    def append_record(self, record: bytes) -> None:
+        """Append one record with all the care that the fast path leaves out."""
+        self._live_session().append_record(record)
+
+    def _new_session(self, counters: Counters, *, late: bool = False, behind: bool = False) -> Session:
         # Weak, so that a writer that everybody has forgotten is closed; its session then forwards to nobody.
-        reference = weakref.WeakMethod(self._append_record)
+        reference = weakref.WeakMethod(self.append_record)
 
         def forward(record: bytes) -> None:
             append_record = reference()
@@ -299,19 +354,28 @@ class SharedWriter:
 
         def opening(session: Session) -> None:
             writer = reference_to_self()
-            _sessions.add(weakref.ref(session, _sessions.discard))
+            forks.note(session, go_on)
             if writer is not None:
                 writer._register_exit_hooks()
 
-        return Session(self._settings, self._encoding, opening, forward, counters, late=late)
+        def go_on() -> None:
+            writer = reference_to_self()
+            if writer is not None and not writer._session.retired:
+                writer._live_session().take_part()
+
+        return Session(self._settings, self._fast, opening, forward, counters, late=late, behind=behind)
 
     def _live_session(self) -> Session:
         """This process's session. Takes no lock, because after a fork any lock may be held by nobody for ever."""
         session = self._session
-        while session.retired or not session.mark[0]:
+        while session.retired or not session.mark:
             # In a forked child even a session that the parent had closed starts afresh, and so do the counters.
-            forked = not session.mark[0]
-            new = self._new_session(Counters() if forked else session.counters, late=session.retired and not forked)
+            forked = not session.mark
+            new = self._new_session(
+                Counters(-self._fast.appended()) if forked else session.counters,
+                late=session.retired and not forked,
+                behind=session.left_behind and not forked,
+            )
             heir = session.heir.setdefault("session", new)  # atomic: of two threads, both go on with one
             if forked and heir is new:
                 session.abandon()  # what the fork hooks would have done, where they did not run
@@ -319,25 +383,24 @@ class SharedWriter:
         self._session = session
         return session
 
-    def _append_record(self, record: bytes) -> None:
-        self._live_session().append_record(record)
-
     def _register_exit_hooks(self) -> None:
         """Close at exit: events become visible sooner. Nothing depends on it; what stays behind, others flush."""
-        close = _closer(weakref.ref(self))
-        if not self._exit_hooks:
-            self._exit_hooks = True
-            atexit.register(close)
+        if self._at_exit is None:
+            self._at_exit = _closer(weakref.ref(self))
+            atexit.register(self._at_exit)
         # A child of multiprocessing ends with os._exit: only its finalizers run. They are per process, and those of
         # the parent are wiped when the child starts.
         util = sys.modules.get("multiprocessing.util")
         if util is not None:
-            util.Finalize(None, close, exitpriority=0)
+            pid, armed = os.getpid(), self._finalizer
+            if armed is None or self._finalizer_pid != pid or not armed.still_active():
+                self._finalizer = util.Finalize(None, self._at_exit, exitpriority=0)
+                self._finalizer_pid = pid
 
     def _glance(self) -> Control | None:
         """The control file, without the lock."""
         try:
-            return Control(self._session.paths.control)
+            return Control.glance(self._session.paths.control)
         except (OSError, BadControl):
             return None
 
@@ -363,24 +426,17 @@ def _closer(reference: weakref.ref[SharedWriter]) -> Callable[[], None]:
     return close
 
 
-# The sessions that have something on disk, for the fork hooks.
-_sessions: set[weakref.ref[Session]] = set()
+# All that live, for `writers_here`.
+_writers: list[weakref.ref[SharedWriter]] = []
 
 
-def _before_fork() -> None:
-    for reference in tuple(_sessions):
-        session = reference()
-        if session is not None and session.mark[0]:
-            session.wait_until_quiet()
+def _forget(reference: weakref.ref[SharedWriter]) -> None:
+    try:
+        _writers.remove(reference)
+    except ValueError:
+        pass
 
 
-def _after_fork_in_child() -> None:
-    for reference in tuple(_sessions):
-        session = reference()
-        if session is not None and not session.mark[0]:
-            session.abandon()
-    _sessions.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child)
+def writers_here() -> list[SharedWriter]:
+    """The writers of this process that somebody still holds, those that it inherited by a fork among them."""
+    return [writer for reference in tuple(_writers) if (writer := reference()) is not None]

@@ -1,0 +1,1 @@
+"""Sealed segments: compressed, kept for so long, and gone."""
