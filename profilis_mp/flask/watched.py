@@ -1,105 +1,15 @@
-"""What is known of one request while it is handled, and when is a streaming one over?"""
+"""What does Flask know of a request: which route it has, and whether an exception was only a way to answer?"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import flask
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from profilis_mp.core.context import new_span_id, new_trace_id, use_span
+from profilis_mp.web.request import UNMATCHED
 
-__all__ = ["UNMATCHED", "Body", "Request", "is_answer", "is_page", "template"]
-
-UNMATCHED = "<unmatched>"
-
-
-class Request:
-    """What is known of one request so far."""
-
-    __slots__ = (
-        "began",
-        "bypassed",
-        "exception_type",
-        "finished",
-        "length",
-        "method",
-        "page",
-        "path",
-        "route",
-        "span",
-        "status",
-        "streamed",
-        "trace_id",
-    )
-
-    def __init__(self, path: str, method: str) -> None:
-        self.began = time.perf_counter_ns()
-        self.path = path
-        self.method = method
-        self.trace_id = new_trace_id()
-        self.span = use_span(self.trace_id, new_span_id())
-        self.route = UNMATCHED
-        self.status: int | None = None
-        self.exception_type: str | None = None
-        self.length: int | None = None  # bytes, as announced
-        self.streamed: bool | None = None  # None: Flask has not said
-        self.page: object = None  # the response, where it was made from an HTTPException
-        self.finished = False
-        self.bypassed = False
-
-    def answer(self, status: str, headers: Iterable[tuple[str, str]]) -> None:
-        """Take down what the server is told before the body."""
-        try:
-            self.status = int(status[:3])
-            for name, value in headers:
-                if name.lower() == "content-length":
-                    self.length = int(value)
-        except (TypeError, ValueError):  # the server's business
-            pass
-
-
-class Body:
-    """A streaming response: reports its request when it is complete, fails, or is closed."""
-
-    def __init__(self, body: Iterable[bytes], request: Request, finish: Callable[[Request], None]) -> None:
-        self._body = body
-        self._chunks: Iterator[bytes] | None = None
-        self._sent = 0
-        self._request = request
-        self._finish = finish
-
-    def __iter__(self) -> Body:
-        return self
-
-    def __next__(self) -> bytes:
-        request = self._request
-        with request.span:
-            try:
-                if self._chunks is None:
-                    self._chunks = iter(self._body)
-                chunk = next(self._chunks)
-            except StopIteration:
-                self._finish(request)
-                raise
-            except BaseException as error:
-                request.exception_type = type(error).__name__
-                self._finish(request)
-                raise
-            if request.length is not None:
-                self._sent += len(chunk)
-                if self._sent >= request.length:
-                    self._finish(request)
-            return chunk
-
-    def close(self) -> None:
-        with self._request.span:
-            self._finish(self._request)
-            close = getattr(self._body, "close", None)
-            if close is not None:
-                close()
+__all__ = ["is_answer", "is_page", "template"]
 
 
 def template(request: Any) -> str:
