@@ -46,8 +46,9 @@ def run_demo(directory: str, *, workers: int, seconds: float, seed: int) -> bool
     report = recover(directory)
     counts = {worker: count for worker, count in enumerate(acknowledged[:births]) if count}
     account = take_account(directory, counts, rotate_bytes=_ROTATE_BYTES)
-    _print_account(directory, account, report, births, kills, elapsed)
-    return account.balanced and not report.failures and account.acknowledged > 0
+    balances = account.balanced and not report.failures and account.acknowledged > 0
+    _print_account(directory, account, report, births, kills, elapsed, balances=balances)
+    return balances
 
 
 def _storm(
@@ -124,7 +125,14 @@ def _event(worker: int, number: int) -> Event:
 
 
 def _print_account(
-    directory: str, account: Account, report: RecoveryReport, births: int, kills: int, elapsed: float
+    directory: str,
+    account: Account,
+    report: RecoveryReport,
+    births: int,
+    kills: int,
+    elapsed: float,
+    *,
+    balances: bool,
 ) -> None:
     unacknowledged = account.on_disk - account.acknowledged + account.lost
     rows: list[tuple[str, str]] = [
@@ -148,4 +156,4 @@ def _print_account(
         print(f"  {label:<13} {text}")
     for finding in [*account.findings, *report.failures]:
         print(f"  ! {finding}")
-    print("The account balances." if account.balanced else "THE ACCOUNT DOES NOT BALANCE.")
+    print("The account balances." if balances else "THE ACCOUNT DOES NOT BALANCE.")
