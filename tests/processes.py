@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
+import select
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["Acknowledgements", "fork", "reap", "running", "wait_until"]
+__all__ = ["Acknowledgements", "Signal", "alone", "fork", "reap", "run_unprivileged", "running", "wait_until"]
 
 
 class Acknowledgements:
@@ -84,3 +87,43 @@ def wait_until(condition: Callable[[], object], timeout_s: float = 30.0, what: s
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what or condition}")
         time.sleep(0.005)
+
+
+class Signal:
+    """One byte through a pipe: another process has got somewhere."""
+
+    def __init__(self) -> None:
+        self._out, self._into = os.pipe()
+
+    def send(self, times: int = 1) -> None:
+        os.write(self._into, b"." * times)
+
+    def wait(self, timeout_s: float = 30.0) -> None:
+        assert select.select([self._out], [], [], timeout_s)[0], "the other process never got there"
+        assert os.read(self._out, 1) == b"."
+
+
+def run_unprivileged(work: Callable[[], None]) -> None:
+    """Run ``work`` in a child that is nobody's; where this process is not root's, as its own user."""
+
+    def unprivileged() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        work()
+
+    assert reap(fork(unprivileged)) == 0
+
+
+def alone(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test in a process without any other threads: pytest's plugins may have some.
+
+    A thread that waits for the interpreter while C code forks leaves the child with a lock that nobody gives back.
+    """
+
+    @functools.wraps(test)
+    def in_a_process_of_its_own(**arguments: Any) -> None:
+        assert reap(fork(functools.partial(test, **arguments)), 180) == 0
+
+    return in_a_process_of_its_own

@@ -1,4 +1,4 @@
-"""Killing a process after its Nth step: every line that it runs inside the shared log is one.
+"""Killing a process after its Nth step: every line that it runs inside the shared log, or another package, is one.
 
 A trace function counts lines; no production code knows of it. Every store of the commit protocol, every system call of
 a flush, a rotation, a spool's birth or a recovery is a line of its own, so the sweep ends between any two of them.
@@ -17,22 +17,23 @@ from typing import Any
 
 from processes import fork, reap
 
-import profilis_mp.sharedlog
+import profilis_mp
 
-__all__ = ["changing_steps", "killed_after", "state_of"]
+__all__ = ["changing_steps", "killed_after"]
 
-_INSIDE = os.path.dirname(profilis_mp.sharedlog.__file__)
+_ROOT = os.path.dirname(profilis_mp.__file__)
 _COMPUTING = ("names.py", "settings.py")
 
 
-def _each_step(work: Callable[[], None], before: Callable[[int], None]) -> None:
+def _each_step(work: Callable[[], None], before: Callable[[int], None], package: str = "sharedlog") -> None:
     """Run ``work`` and call ``before(n)`` before its step n."""
     step = 0
+    inside = f"{_ROOT}/{package}"
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
         nonlocal step
         path = frame.f_code.co_filename
-        if not path.startswith(_INSIDE) or path.endswith(_COMPUTING):
+        if not path.startswith(inside) or path.endswith(_COMPUTING):
             return None
         if event == "line":
             before(step)
@@ -46,18 +47,27 @@ def _each_step(work: Callable[[], None], before: Callable[[int], None]) -> None:
         sys.settrace(None)
 
 
-def killed_after(steps: int, work: Callable[[], None]) -> Callable[[], None]:
+def killed_after(steps: int, work: Callable[[], None], package: str = "sharedlog") -> Callable[[], None]:
     """``work``, with SIGKILL after ``steps`` steps."""
 
     def kill(step: int) -> None:
         if step == steps:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return lambda: _each_step(work, kill)
+    return lambda: _each_step(work, kill, package)
 
 
-def changing_steps(work: Callable[[], None], directory: str, scratch: Path) -> list[int]:
-    """After which steps of ``work`` is something new on disk?  Other kills leave what the one before did."""
+def changing_steps(
+    work: Callable[[], None],
+    directory: str,
+    scratch: Path,
+    package: str = "sharedlog",
+    look_at: Callable[[str], object] | None = None,
+) -> list[int]:
+    """After which steps of ``work`` is something new on disk?  Other kills leave what the one before did.
+
+    What is on disk, ``look_at`` tells, `_state_of` if it is None.
+    """
     found = scratch / "changing-steps"
 
     def look() -> None:
@@ -66,19 +76,19 @@ def changing_steps(work: Callable[[], None], directory: str, scratch: Path) -> l
 
         def compare(step: int) -> None:
             nonlocal last
-            state = state_of(directory)
+            state = (look_at or _state_of)(directory)
             if state != last:
                 steps.append(step)
                 last = state
 
-        _each_step(work, compare)
+        _each_step(work, compare, package)
         found.write_text(" ".join(map(str, steps)))
 
     assert reap(fork(look)) == 0
     return [int(step) for step in found.read_text().split()]
 
 
-def state_of(directory: str) -> tuple[object, ...]:
+def _state_of(directory: str) -> tuple[object, ...]:
     """What is on disk, without what differs from run to run (spool ids, pids, times): equal states recover alike."""
     found: list[tuple[str, object]] = []
     ids: dict[bytes, bytes] = {}

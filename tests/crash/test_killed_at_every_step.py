@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from checks import check_log
 from processes import Acknowledgements, fork, reap
-from stepping import changing_steps, killed_after, state_of
+from stepping import changing_steps, killed_after
 
 from profilis_mp import JSONLExporter, recover
+
+pytestmark = pytest.mark.sweep
 
 ROTATE_BYTES = 150
 MOMENT = 1_800_000_000 * 10**9
@@ -74,21 +76,15 @@ def test_writer_killed_after_every_step_loses_nothing(tmp_path: Path) -> None:
 
 def interrupted_states(tmp_path: Path) -> list[tuple[str, int]]:
     """One directory, with its number of acknowledged events, for each state that a killed writer can leave."""
-    kept: dict[object, tuple[str, int]] = {}
-
-    def run(steps: int) -> int:
-        directory = str(tmp_path / f"killed-{steps}")
+    kept = []
+    whole = str(tmp_path / "whole")
+    for step in changing_steps(writing(whole, Acknowledgements(1)), whole, tmp_path):
+        directory = str(tmp_path / f"killed-{step}")
         acknowledged = Acknowledgements(1)
-        code = reap(fork(killed_after(steps, writing(directory, acknowledged))))
-        state = state_of(directory) if os.path.isdir(directory) else None
-        if state is None or state in kept:
-            shutil.rmtree(directory, ignore_errors=True)
-        else:
-            kept[state] = directory, acknowledged[0]
-        return code
-
-    sweep(run)
-    return list(kept.values())
+        assert reap(fork(killed_after(step, writing(directory, acknowledged)))) == -signal.SIGKILL
+        if os.path.isdir(directory):
+            kept.append((directory, acknowledged[0]))
+    return kept
 
 
 SHARDS = 2

@@ -24,6 +24,8 @@ from protocol import (
     store,
 )
 
+pytestmark = pytest.mark.sweep
+
 
 @pytest.mark.parametrize("records", [(3, 1), (2, 2)], ids=str)
 def test_killing_everybody_at_any_state_and_recovering_keeps_every_acknowledged_record_once(

@@ -22,7 +22,7 @@ from typing import Any
 import orjson
 import pytest
 from checks import check_log
-from processes import Acknowledgements, fork, reap, running, wait_until
+from processes import Acknowledgements, alone, fork, reap, running, wait_until
 
 from profilis_mp import JSONLExporter, recover
 from profilis_mp.account import segments_of, take_account
@@ -77,7 +77,9 @@ def others_are_asleep() -> bool:
     return switches() == before
 
 
-both = pytest.mark.parametrize("forking", [fork, fork_without_hooks], ids=["hooks", "no hooks"])
+def both(test: Callable[..., None]) -> Callable[..., None]:
+    """Run the test with both ways to fork."""
+    return pytest.mark.parametrize("forking", [fork, fork_without_hooks], ids=["hooks", "no hooks"])(alone(test))
 
 
 def exporter_for(directory: object, **options: Any) -> JSONLExporter:
@@ -390,7 +392,7 @@ def test_child_is_not_held_up_by_what_a_thread_was_doing_at_the_fork(
     check_log(tmp_path, acknowledged.by_worker())
 
 
-# Before and after the fork itself the forking thread has the token; the application's own at-fork hooks run then.
+# The application's own at-fork hooks run before and after ours.
 def test_applications_fork_hooks_may_emit(tmp_path: Path) -> None:
     output = script(
         """
@@ -421,7 +423,7 @@ def test_applications_fork_hooks_may_emit(tmp_path: Path) -> None:
         tmp_path,
     )
     check_log(tmp_path, dict.fromkeys(range(7), 1))
-    assert output == "True\n", "a hook that emits waited for the token, which its own thread had"
+    assert output == "True\n", "a hook that emits waited for the append of its own thread"
 
 
 # What does a child still have of its parent's?
@@ -646,3 +648,273 @@ def test_daemon_process_that_is_terminated_loses_nothing(tmp_path: Path, method:
             child.join(30)
     assert not recover(tmp_path / "logs").failures
     check_log(tmp_path / "logs", {0: count(0), 1: count(1)}, rotate_bytes=64 * 1024)
+
+
+# The helper's thread is away for a fork. Is it back after each, however busy it was when it was told to go? (Told by a
+# threading.Event, it was not: the handler's fork waited for a lock that the fork it had interrupted held.)
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads through Linux's /proc")
+def test_helper_is_back_after_each_of_many_forks_also_nested_ones_and_one_that_fails(tmp_path: Path) -> None:
+    output = script(
+        """
+        import os, resource, signal, sys, time
+
+        alone = []
+        os.register_at_fork(before=lambda: alone.append(len(os.listdir("/proc/self/task")) == 1))
+        from profilis_mp import JSONLExporter
+
+        exporter = JSONLExporter(sys.argv[1], flush_interval=0.002)
+
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+
+        def fork():
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+
+        for number in range(60):
+            exporter.emit({"worker": 0, "seq": number})
+            if number % 20 == 10:  # a signal handler forks in the middle of a fork's own hooks
+                signal.signal(signal.SIGALRM, lambda *_: fork())
+                signal.setitimer(signal.ITIMER_REAL, 0.0003)
+            fork()
+            assert threads() == 2, number
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        if os.geteuid():  # root may start as many processes as it likes
+            limit = resource.getrlimit(resource.RLIMIT_NPROC)
+            resource.setrlimit(resource.RLIMIT_NPROC, (0, limit[1]))
+            try:
+                os.fork()
+            except BlockingIOError:
+                pass
+            resource.setrlimit(resource.RLIMIT_NPROC, limit)
+            assert threads() == 2
+        exporter.emit({"worker": 0, "seq": 60})
+        deadline = time.monotonic() + 30
+        while exporter.stats()["unflushed_bytes"]:
+            assert time.monotonic() < deadline, "nobody flushes"
+            time.sleep(0.001)
+        print(sum(alone) > 30)
+        """,
+        tmp_path,
+    )
+    assert output == "True\n"
+    check_log(tmp_path, {0: 61})
+    assert not spools_in(tmp_path)
+
+
+# A thread that is sent away for each fork, and waits anew each time, would never get to its work.
+def test_a_process_that_forks_all_the_time_is_not_late_with_its_events(tmp_path: Path) -> None:
+    output = script(
+        """
+        import os, sys, time
+        from profilis_mp import JSONLExporter
+
+        exporter = JSONLExporter(sys.argv[1], flush_interval=0.2)
+        exporter.emit({"worker": 0, "seq": 0})
+        deadline = time.monotonic() + 60
+        forks = 0
+        while exporter.stats()["unflushed_bytes"]:
+            assert time.monotonic() < deadline, f"{forks} forks, and nobody has flushed"
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            forks += 1
+        print(forks > 1)
+        """,
+        tmp_path,
+    )
+    assert output == "True\n"
+    check_log(tmp_path, {0: 1})
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads through Linux's /proc")
+def test_a_helper_that_was_not_called_back_after_a_fork_is_so_later_or_ends_in_order(tmp_path: Path) -> None:
+    """An exception of a signal handler can cut the fork hook short: Python prints it and goes on."""
+    output = script(
+        """
+        import os, sys
+        from profilis_mp import JSONLExporter
+        from profilis_mp.sharedlog.session import Session
+
+        sys.unraisablehook = lambda what: None
+
+        def cut_short(session):
+            raise KeyboardInterrupt
+
+        def threads():
+            return len(os.listdir("/proc/self/task"))
+
+        exporter = JSONLExporter(sys.argv[1], buffer_size=1000, flush_interval=3600)
+        exporter.emit({"worker": 0, "seq": 0})
+        whole, number = Session.call_helper_back, 1
+        for _ in range(2):
+            Session.call_helper_back = cut_short
+            pid = os.fork()
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            Session.call_helper_back = whole
+            if number == 1:
+                assert threads() == 1
+                for number in range(1, 101):
+                    exporter.emit({"worker": 0, "seq": number})
+                assert threads() == 2
+        assert threads() == 1
+        print(exporter.close())
+        """,
+        tmp_path,
+    )
+    assert output == "True\n"
+    check_log(tmp_path, {0: 101})
+    assert not spools_in(tmp_path)
+
+
+# With filelock imported, Python 3.12 and later raised RuntimeError from os.fork in one thread while another one forked.
+def test_several_threads_may_fork_at_once(tmp_path: Path) -> None:
+    output = script(
+        """
+        import os, sys, threading, time
+        os.register_at_fork(before=lambda: time.sleep(0.001))  # the last hook to run: others come in between
+        from profilis_mp import JSONLExporter
+
+        exporter = JSONLExporter(sys.argv[1], flush_interval=0.01)
+        exporter.emit({"worker": 9, "seq": 0})
+        failed = []
+
+        def work(worker):
+            for number in range(50):
+                try:
+                    pid = os.fork()
+                except BaseException as error:
+                    failed.append(error)
+                    continue
+                if not pid:
+                    os._exit(0)
+                os.waitpid(pid, 0)
+                exporter.emit({"worker": worker, "seq": number})
+
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        print(failed, exporter.close())
+        """,
+        tmp_path,
+    )
+    assert output == "[] True\n"
+    check_log(tmp_path, {**dict.fromkeys(range(4), 50), 9: 1})
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads through Linux's /proc")
+def test_a_helper_whose_call_back_is_cut_short_anywhere_comes_back_with_the_next_event(tmp_path: Path) -> None:
+    """Cut short between the two halves of it, the thread was gone, counted as there, and led for ever."""
+    output = script(
+        """
+        import os, sys, time
+        from profilis_mp import JSONLExporter
+
+        sys.unraisablehook = lambda what: None
+        exporter = JSONLExporter(sys.argv[1], flush_interval=3600)
+        exporter.emit({"worker": 0, "seq": 0})
+        number, step, moments = 0, 0, 0
+        while moments == step:
+            step, moments = step + 1, 0
+
+            def look(frame, event, argument):
+                global moments
+                if event in ("call", "c_return") and "profilis_mp" in frame.f_code.co_filename:
+                    if "call_helper" in names(frame):
+                        moments += 1
+                        if moments == step:
+                            sys.setprofile(None)
+                            raise KeyboardInterrupt
+
+            def names(frame):
+                return "" if frame is None else frame.f_code.co_name + " " + names(frame.f_back)
+
+            sys.setprofile(look)
+            pid = os.fork()
+            sys.setprofile(None)
+            if not pid:
+                os._exit(0)
+            os.waitpid(pid, 0)
+            number += 1
+            exporter.emit({"worker": 0, "seq": number})
+            deadline = time.monotonic() + 10  # one thread too many ends at once
+            while len(os.listdir("/proc/self/task")) != 2:
+                assert time.monotonic() < deadline, step
+        print(step > 10, exporter.close())
+        """,
+        tmp_path,
+    )
+    assert output == "True True\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="counts threads through Linux's /proc")
+def test_who_gets_no_thread_after_a_fork_leads_no_longer(tmp_path: Path) -> None:
+    output = script(
+        """
+        import _thread, os, sys, time
+        from profilis_mp import JSONLExporter
+
+        def until(condition):
+            deadline = time.monotonic() + 30
+            while not condition() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            return condition()
+
+        def no_more(work, arguments):
+            raise RuntimeError("can't start new thread")
+
+        exporter = JSONLExporter(sys.argv[1], flush_interval=0.1)
+        exporter.emit({"worker": 0, "seq": 0})
+        assert until(lambda: exporter.stats()["leading"])
+        start, _thread.start_new_thread = _thread.start_new_thread, no_more
+        pid = os.fork()
+        if not pid:
+            _thread.start_new_thread = start
+            another = JSONLExporter(sys.argv[1], flush_interval=0.1)
+            another.emit({"worker": 1, "seq": 0})
+            os._exit(not until(lambda: another.stats()["leading"]))
+        print(exporter.stats()["leading"], os.waitpid(pid, 0)[1])
+        _thread.start_new_thread = start
+        exporter.emit({"worker": 0, "seq": 1})
+        print(len(os.listdir("/proc/self/task")), exporter.close())
+        """,
+        tmp_path,
+    )
+    assert output == "False 0\n2 True\n"
+
+
+# uWSGI with --py-call-osafterfork forks from C code, where no Python function is on the stack. The first session that
+# was closed there raised in the hook, the others were not, and what should have helped in the child did not.
+def test_a_fork_from_c_code_closes_all_that_was_inherited(tmp_path: Path) -> None:
+    output = script(
+        """
+        import _thread, os, sys
+        from profilis_mp import JSONLExporter
+        from profilis_mp.sharedlog import forks
+
+        exporters = [JSONLExporter(f"{sys.argv[1]}/{number}", janitor=False) for number in range(3)]
+        for exporter in exporters:
+            exporter.emit({"worker": 0, "seq": 0})
+        reading, writing = os.pipe()
+
+        def look():
+            numbers = os.listdir("/proc/self/fd")
+            files = [os.readlink(f"/proc/self/fd/{n}") for n in numbers if os.path.lexists(f"/proc/self/fd/{n}")]
+            kept = sum(file.startswith(sys.argv[1]) for file in files)
+            os.write(writing, f"{kept} {len(forks._inherited)}".encode())
+            os._exit(0)
+
+        os.register_at_fork(after_in_child=look)
+        _thread.start_new_thread(os.fork, ())
+        print(os.read(reading, 100).decode())
+        """,
+        tmp_path,
+    )
+    assert output == "0 3\n"

@@ -240,14 +240,36 @@ def test_thread_that_cannot_be_started_is_done_without(tmp_path: Path, monkeypat
             patch.setattr(threading.Thread, "start", refuse)
             patch.setattr(_thread, "start_new_thread", refuse)
             emit(exporter, acknowledged, 0, 100)
-        earlier = acknowledged.by_worker()
+            earlier = acknowledged.by_worker()
 
-        def emit_and_look() -> bool:
-            emit(exporter, acknowledged, 0)
-            return take_account(str(tmp_path), earlier).lost == 0
+            def emit_and_look() -> bool:
+                emit(exporter, acknowledged, 0)
+                return take_account(str(tmp_path), earlier).lost == 0
 
-        wait_until(emit_and_look)
-        assert exporter.close()
+            wait_until(emit_and_look)
+            assert not exporter.stats()["leading"]
+    # Once one can be had, it is: who is idle then has its events flushed, and may lead.
+    wait_until(lambda: emit(exporter, acknowledged, 0) or exporter.stats()["leading"])
+    emit(exporter, acknowledged, 0)
+    wait_until(lambda: take_account(str(tmp_path), acknowledged.by_worker()).lost == 0)
+    assert exporter.close()
+    check_log(tmp_path, acknowledged.by_worker())
+
+
+# Found under uWSGI, whose master loads the application and emits before it forks the workers: it led the stream for
+# the rest of its life, without a thread, so that nobody ever compressed or expired anything.
+@pytest.mark.usefixtures("uwsgi_without_threads")
+def test_who_has_no_thread_does_not_lead(tmp_path: Path) -> None:
+    acknowledged = Acknowledgements(2)
+    exporter = exporter_for(tmp_path, flush_interval=0.02)
+    wait_until(lambda: emit(exporter, acknowledged, 0) or exporter.stats()["flushes"] >= 2)
+    assert not exporter.stats()["leading"]
+    del sys.modules["uwsgi"]
+    other = exporter_for(tmp_path, flush_interval=0.02)
+    emit(other, acknowledged, 1)
+    wait_until(lambda: other.stats()["leading"])
+    assert exporter.close()
+    assert other.close()
     check_log(tmp_path, acknowledged.by_worker())
 
 

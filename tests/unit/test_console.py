@@ -18,7 +18,7 @@ class BadRepr:
         raise ValueError
 
 
-EVENTS: list[Any] = [{"kind": "FN", "fn": "é\ud800"}, {"x": BadRepr()}, [1], {"nan": float("nan")}]
+EVENTS: list[Any] = [{"kind": "FN", "fn": "é\ud800"}, {"x": BadRepr()}, [{1}], {"nan": float("nan")}]
 
 
 def test_each_event_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ import json
 import mmap
 import os
 import random
-import select
 import shutil
 import signal
 import struct
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import fork, reap, running, wait_until
+from processes import Signal, fork, reap, running, wait_until
+from raw_files import open_descriptors, overwrite
 from stepping import _each_step
 
-from profilis_mp import SharedWriter, diagnostics, recover
+from profilis_mp import SharedWriter, recover
 from profilis_mp.account import segments_of
 from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.names import SegmentNames
@@ -31,20 +31,6 @@ FOREIGN = b"somebody else's line\n"
 
 MakeWriter = Callable[..., SharedWriter]
 Damage = Callable[[Path], None]
-
-
-class Signal:
-    """One byte through a pipe: another process has got somewhere."""
-
-    def __init__(self) -> None:
-        self._out, self._into = os.pipe()
-
-    def send(self, times: int = 1) -> None:
-        os.write(self._into, b"." * times)
-
-    def wait(self, timeout_s: float = 30.0) -> None:
-        assert select.select([self._out], [], [], timeout_s)[0], "the other process never got there"
-        assert os.read(self._out, 1) == b"."
 
 
 @pytest.fixture
@@ -65,13 +51,6 @@ def make(logs: Path) -> Iterator[MakeWriter]:
     yield make_writer
     for writer in made:
         writer.close(5.0)
-
-
-@pytest.fixture(autouse=True)
-def _fresh_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test hears its own warnings, which otherwise come once a minute."""
-    monkeypatch.setattr(diagnostics, "_last", {})
-    monkeypatch.setattr(diagnostics, "_folded", {})
 
 
 def paths_of(logs: Path) -> StreamPaths:
@@ -99,19 +78,6 @@ def everything(logs: Path) -> bytes:
 
 def set_aside(logs: Path) -> list[str]:
     return [str(path) for path in logs.rglob("*.bad-*")]
-
-
-def overwrite(path: Path, offset: int, content: bytes) -> None:
-    """In place: whoever has mapped the file sees it at once."""
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        assert os.pwrite(fd, content, offset) == len(content)
-    finally:
-        os.close(fd)
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 # Kinds of damage.
@@ -627,6 +593,7 @@ def test_any_sequence_of_damage_is_survived_by_two_writers(make: MakeWriter, log
 IN_THE_MIDDLE = [delete_segment, append_to_segment, delete_state, delete_logs, delete_control, delete_lock]
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("damage", IN_THE_MIDDLE)
 def test_damage_at_any_step_of_a_flush_costs_nothing_emitted_after_it(tmp_path: Path, damage: Damage) -> None:
     """The spool is filled right after the damage, so that a pause before the next try would drop events, too."""

@@ -12,7 +12,13 @@ from profilis_mp import JSONLExporter, recover
 from profilis_mp.account import segments_of
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "FORMAT.md", "CHANGELOG.md"]
+DOCUMENTS = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "FORMAT.md",
+    "CHANGELOG.md",
+    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(document: str, language: str) -> list[str]:
@@ -38,7 +44,7 @@ def test_readme_code_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.Monke
 def test_every_link_to_a_file_leads_somewhere(document: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / document).read_text()):
         if not target.startswith("https://"):
-            assert (ROOT / target).exists(), f"{document}: {target}"
+            assert ((ROOT / document).parent / target).exists(), f"{document}: {target}"
 
 
 def test_format_names_tests_that_exist() -> None:
@@ -64,3 +70,8 @@ def test_every_invariant_that_the_code_cites_is_explained() -> None:
     cited = set(re.findall(r"\bI\d+\b(?=:)", code))
     assert cited
     assert cited <= explained
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in readme] == []

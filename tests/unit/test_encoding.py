@@ -186,12 +186,34 @@ def test_natural_encodings_match_orjsons_own() -> None:
 
 @pytest.mark.parametrize(
     ("event", "written"),
-    [([1, 2], [1, 2]), (None, None), ("text", "text"), (5, 5), (Point(3), {"x": 3})],
+    [
+        ([1, None], [1, None]),
+        (None, None),
+        ("text", "text"),
+        (5, 5),
+        (Point(3), {"x": 3}),
+        (MOMENT.date(), "2026-11-22"),
+    ],
     ids=repr,
 )
-def test_an_event_that_is_no_dict_is_wrapped_and_marked(event: object, written: object) -> None:
-    record, _ = encode(event)
-    assert record == {"value": written, "_altered": {"": f"not a dict: {type(event).__name__}"}}
+def test_an_event_that_is_no_dict_is_written_as_it_is(event: object, written: object) -> None:
+    encoder = EventEncoder()
+    assert orjson.loads(encoder.encode(event)) == written
+    assert encoder.altered == 0
+
+
+@pytest.mark.parametrize(
+    ("event", "written", "where", "what"),
+    [(float("nan"), None, "value", "NaN"), ({1}, [1], "value", "set"), ([1, {2}], [1, [2]], "value.1", "set")],
+    ids=repr,
+)
+def test_an_event_that_is_no_dict_is_wrapped_if_something_had_to_be_altered(
+    event: object, written: object, where: str, what: str
+) -> None:
+    encoder = EventEncoder()
+    record = orjson.loads(encoder.encode(event))
+    assert record == {"value": written, "_altered": {where: what, "": f"not a dict: {type(event).__name__}"}}
+    assert encoder.altered == 1
 
 
 def test_a_dict_subclass_is_an_event() -> None:

@@ -15,30 +15,15 @@ import pytest
 from flask import Blueprint, Flask, Response, abort, redirect, request, send_file, stream_with_context
 from flask.sessions import SecureCookieSessionInterface
 from flask.signals import request_started
+from seen import Event, Seen
 from werkzeug.exceptions import HTTPException
 from werkzeug.test import EnvironBuilder
 
 from profilis_mp.core.context import current_span, get_trace_id
 from profilis_mp.core.emitter import Emitter
+from profilis_mp.core.traceparent import traceparent
 from profilis_mp.errors import ConfigError
 from profilis_mp.flask.adapter import ProfilisFlask
-
-Event = dict[str, Any]
-
-
-class Seen:
-    """A collector that keeps what it gets."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def enqueue(self, event: Event) -> None:
-        self.events.append(event)
-
-    @property
-    def only(self) -> Event:
-        (event,) = self.events
-        return event
 
 
 @pytest.fixture
@@ -326,6 +311,26 @@ def test_a_stream_that_fails_is_recorded_with_the_exception(app: Flask, seen: Se
     assert (seen.only["status"], seen.only["exception_type"]) == (200, "RuntimeError")
 
 
+def test_a_stream_that_fails_before_its_first_chunk_has_the_status_that_the_server_sends(
+    app: Flask, seen: Seen
+) -> None:
+    view(app, "/", lambda: Response(boom() for _ in "a"))
+    body, _ = call(app, "/")
+    with pytest.raises(RuntimeError):
+        next(iter(body))
+    assert (seen.only["status"], seen.only["exception_type"]) == (500, "RuntimeError")
+
+
+def test_a_stream_that_nobody_closes_is_recorded_when_it_is_forgotten(
+    app: Flask, seen: Seen, stream: list[str | None]
+) -> None:
+    body, _ = call(app, "/stream")
+    next(iter(body))
+    del body
+    gc.collect()
+    assert seen.only["status"] == 200
+
+
 def test_a_stream_of_no_bytes_is_recorded_once(app: Flask, seen: Seen, stream: list[str | None]) -> None:
     assert app.test_client().head("/stream").status_code == 200
     assert seen.only["method"] == "HEAD"
@@ -393,7 +398,16 @@ def test_a_request_within_a_request_is_its_own(app: Flask, seen: Seen) -> None:
     assert inner_event["trace_id"] != outer_event["trace_id"]
 
 
-def test_an_application_answering_through_another_has_an_event_in_each(app: Flask, seen: Seen) -> None:
+def test_an_application_answering_through_another_is_one_request_of_their_collector(app: Flask, seen: Seen) -> None:
+    other = Flask("other")
+    ProfilisFlask(other, collector=seen)
+    view(other, "/<path:rest>", lambda rest: rest)
+    view(app, "/delegate", lambda: other)
+    assert app.test_client().get("/delegate").text == "delegate"
+    assert (seen.only["route"], seen.only["status"]) == ("/delegate", 200)
+
+
+def test_an_application_answering_through_another_has_an_event_in_each_collector(app: Flask, seen: Seen) -> None:
     others = Seen()
     other = Flask("other")
     ProfilisFlask(other, collector=others)
@@ -401,6 +415,68 @@ def test_an_application_answering_through_another_has_an_event_in_each(app: Flas
     view(app, "/delegate", lambda: other)
     assert app.test_client().get("/delegate").text == "delegate"
     assert (seen.only["route"], others.only["route"]) == ("/delegate", "/<path:rest>")
+
+
+# -- application factories
+
+
+def test_a_factory_profiles_each_application_it_makes(seen: Seen) -> None:
+    profilis = ProfilisFlask(collector=seen, exclude_routes=["/health"])
+
+    def create_app(name: str) -> Flask:
+        app = Flask(name)
+        app.logger.disabled = True
+        profilis.init_app(app)
+        view(app, f"/{name}/<item>", lambda item: item)
+        view(app, "/health", lambda: "")
+        view(app, "/fail", boom)
+        return app
+
+    one, other = create_app("one"), create_app("other")
+    assert one.extensions["profilis_mp"] is other.extensions["profilis_mp"] is profilis
+    assert other.test_client().get("/other/7").text == "7"
+    assert one.test_client().get("/one/7").text == "7"
+    one.test_client().get("/health")
+    other.test_client().get("/fail")
+    assert [(event["route"], event["status"]) for event in seen.events] == [
+        ("/other/<item>", 200), ("/one/<item>", 200), ("/fail", 500)
+    ]  # fmt: skip
+    assert seen.events[2]["exception_type"] == "RuntimeError"
+
+
+@pytest.mark.parametrize("wrong", [None, object(), Flask])
+def test_init_app_refuses_what_is_no_application(seen: Seen, wrong: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ProfilisFlask(collector=seen).init_app(wrong)
+    assert caught.value.argument == "app"
+
+
+def test_init_app_refuses_an_application_that_is_profiled_already(app: Flask) -> None:
+    with pytest.raises(ConfigError, match="already"):
+        ProfilisFlask(collector=Seen()).init_app(app)
+
+
+# -- traceparent
+
+TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+
+def test_a_callers_trace_goes_on(app: Flask, seen: Seen) -> None:
+    sent_on: list[str | None] = []
+    view(app, "/call", lambda: sent_on.append(traceparent()) or "")
+    app.test_client().get("/call", headers={"traceparent": f"00-{TRACE}-{CALLER}-01"})
+    event = seen.only
+    assert (event["trace_id"], event["parent_span_id"]) == (TRACE, CALLER)
+    assert event["span_id"] != CALLER
+    assert sent_on == [f"00-{TRACE}-{event['span_id']}-01"]
+    assert list(event)[-1] == "parent_span_id"
+
+
+@pytest.mark.parametrize("header", ["", "nonsense", f"00-{'0' * 32}-{CALLER}-01", f"ff-{TRACE}-{CALLER}-01"])
+def test_a_header_that_is_none_begins_a_trace(app: Flask, seen: Seen, header: str) -> None:
+    app.test_client().get("/users/7", headers={"traceparent": header})
+    assert seen.only["trace_id"] != TRACE
+    assert "parent_span_id" not in seen.only
 
 
 # -- what it leaves alone
@@ -442,7 +518,7 @@ def test_what_fails_in_the_adapter_fails_no_request(app: Flask, seen: Seen, monk
     monkeypatch.setattr("profilis_mp.flask.adapter.template", boom)
     assert app.test_client().get("/users/7").text == "user 7"
     assert seen.only["route"] == "<unmatched>"
-    monkeypatch.setattr("profilis_mp.flask.adapter.Request", boom)
+    monkeypatch.setattr("profilis_mp.web.reporter.Request", boom)
     assert app.test_client().get("/users/7").text == "user 7"
 
 

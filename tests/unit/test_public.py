@@ -22,9 +22,17 @@ def test_public_names_are_these() -> None:
         "LockTimeout",
         "LogDirectoryError",
         "ProfilisError",
+        "ReadReport",
         "RecoveryReport",
         "Segment",
         "SharedWriter",
+        "Upkeep",
+        "check_exporter_health",
+        "cleanup_old_files",
+        "diagnose_rotation_issues",
+        "monitor_log_directory",
+        "read_events",
+        "read_lines",
         "recover",
     ]
     for name in profilis_mp.__all__:

@@ -7,12 +7,10 @@ import itertools
 import os
 import random
 import re
-import select
 import shutil
 import signal
 import stat
 import struct
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +19,16 @@ from typing import Any
 
 import pytest
 from checks import check_log
-from processes import Acknowledgements, fork, reap, running, wait_until
+from processes import Acknowledgements, Signal, fork, reap, run_unprivileged, running, wait_until
+from raw_files import open_descriptors
 from stepping import _each_step, killed_after
 
-from profilis_mp import ConfigError, LogDirectoryError, RecoveryReport, SharedWriter, diagnostics, recover
+from profilis_mp import ConfigError, LogDirectoryError, RecoveryReport, SharedWriter, recover
 from profilis_mp.account import segments_of
 from profilis_mp.sharedlog.control import Control
 from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.names import SegmentNames
+from profilis_mp.sharedlog.ownership import Access
 from profilis_mp.sharedlog.spool import UNFINISHED, Limits, Spool
 from profilis_mp.sharedlog.stream import StreamPaths
 
@@ -38,30 +38,9 @@ LINES = b'{"a":1}\n{"a":2}\n'
 LIMITS = Limits(rotate_bytes=1 << 20, rotate_ns=3600 * 10**9, file_mode=0o640, local_time=0)
 
 
-class Signal:
-    """One byte through a pipe: another process has got somewhere."""
-
-    def __init__(self) -> None:
-        self._out, self._into = os.pipe()
-
-    def send(self, times: int = 1) -> None:
-        os.write(self._into, b"." * times)
-
-    def wait(self, timeout_s: float = 30.0) -> None:
-        assert select.select([self._out], [], [], timeout_s)[0], "the other process never got there"
-        assert os.read(self._out, 1) == b"."
-
-
 @pytest.fixture
 def logs(tmp_path: Path) -> Path:
     return tmp_path / "logs"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test hears its own warnings, which otherwise come once a minute."""
-    monkeypatch.setattr(diagnostics, "_last", {})
-    monkeypatch.setattr(diagnostics, "_folded", {})
 
 
 def paths_of(logs: Path, template: str = TEMPLATE) -> StreamPaths:
@@ -75,10 +54,6 @@ def spools_of(logs: Path, template: str = TEMPLATE) -> list[str]:
 def contents(logs: Path) -> list[bytes]:
     """What each segment holds, in the order of writing."""
     return [Path(path).read_bytes() for path in segments_of(str(logs))]
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def killed_while(work: Callable[[], object]) -> None:
@@ -145,26 +120,6 @@ def test_file_in_the_place_of_the_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogDirectoryError) as caught:
         recover(tmp_path / "logs")
     assert caught.value.errno == errno.ENOTDIR
-
-
-@pytest.fixture
-def shared_directory() -> Iterator[Path]:
-    """A directory that everybody can reach, which pytest's own are not."""
-    directory = Path(tempfile.mkdtemp())
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
-
-
-def run_unprivileged(work: Callable[[], None]) -> None:
-    def unprivileged() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        work()
-
-    assert reap(fork(unprivileged)) == 0
 
 
 def test_directory_that_cannot_be_written_is_refused_and_untouched(shared_directory: Path) -> None:
@@ -298,6 +253,7 @@ def test_two_recoveries_at_once_do_everything_once(logs: Path) -> None:
     assert spools_of(logs) == []
 
 
+@pytest.mark.sweep
 def test_another_recovery_at_any_step_of_a_recovery_does_nothing_twice(tmp_path: Path) -> None:
     for step in itertools.count():
         logs = tmp_path / f"{step}"
@@ -475,7 +431,7 @@ def leave_interrupted_flush(
 
     def work() -> tuple[Spool, Control]:
         paths = paths_of(logs)
-        paths.create()
+        paths.create(Access())
         Control.create(paths.control, 0o600, 1, None)
         control = Control(paths.control)
         now_ns = time.time_ns()
@@ -641,6 +597,7 @@ def is_open_here(path: str) -> bool:
     return False
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("seed", range(3))
 def test_processes_killed_at_any_step_are_recovered_by_several_at_once(tmp_path: Path, seed: int) -> None:
     dice = random.Random(seed)

@@ -8,14 +8,12 @@ import errno
 import math
 import os
 import pickle
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import fork, reap
+from processes import fork, reap, run_unprivileged
 
 from profilis_mp import ConfigError, CorruptSegment, LockTimeout, LogDirectoryError, ProfilisError, SharedWriter
 from profilis_mp.sharedlog import settings as settings_module
@@ -38,6 +36,8 @@ BAD_VALUES: dict[str, list[Any]] = {
     "file_mode": [0, -1, 0o400, 0o200, 0o440, 0o1640, 0o100640, 1 << 70, True, None, "0640", 416.0],
     "filename_template": ["plain", "{pid}-{index}", None, 3],
     "app_name": ["a/b", "", None, 3],
+    # Taken, once: and every emit raised a ValueError into the application.
+    "local_time": ["yes", "no", None, 1],
     "clock": [None, 5, "now"],
 }
 
@@ -202,26 +202,6 @@ def test_directory_whose_name_is_too_long_to_be_created_is_refused(tmp_path: Pat
         check_log_directory(tmp_path / ("x" * 300))
 
 
-@pytest.fixture
-def shared_directory() -> Iterator[Path]:
-    """A directory that everybody can reach, which pytest's own are not."""
-    directory = Path(tempfile.mkdtemp())
-    directory.chmod(0o755)
-    yield directory
-    shutil.rmtree(directory)
-
-
-def run_unprivileged(work: Callable[[], None]) -> None:
-    def unprivileged() -> None:
-        if os.geteuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        work()
-
-    assert reap(fork(unprivileged)) == 0
-
-
 @pytest.mark.parametrize(
     ("mode", "below", "action"),
     [
@@ -285,7 +265,7 @@ def test_root_without_privileges_yet_leaves_nothing_for_the_worker_to_trip_over(
 def test_file_system_of_a_path_is_that_of_its_mount() -> None:
     with open("/proc/self/mountinfo") as mounts:
         kinds = {line.split(" - ")[0].split(" ")[4]: line.split(" - ")[1].split(" ")[0] for line in mounts}
-    file_system_of = settings_module._file_system_of
+    file_system_of = settings_module.file_system_of
     assert file_system_of("/proc") == file_system_of("/proc/self") == "proc"
     assert file_system_of("/") == file_system_of("/procfoo/x") == kinds["/"]
     for mount_point in ("/sys", "/dev", "/dev/shm"):
@@ -332,7 +312,7 @@ def test_mount_point_of_any_name_is_found(tmp_path: Path, name: str) -> None:
 
     def work() -> None:
         _mount("none", str(mounted), b"tmpfs", 0)
-        assert settings_module._file_system_of(f"{mounted}/logs") == "tmpfs"
+        assert settings_module.file_system_of(f"{mounted}/logs") == "tmpfs"
         assert check_log_directory(mounted / "logs") == str(mounted / "logs")
 
     run_with_own_mounts(work)

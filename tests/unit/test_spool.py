@@ -20,7 +20,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import fork, reap, running, wait_until
+from raw_files import open_descriptors, overwrite, set_word, word
 
+from profilis_mp.sharedlog.lock import try_lock
 from profilis_mp.sharedlog.spool import (
     FRAME_BYTES,
     HEADER_BYTES,
@@ -69,28 +71,6 @@ def view_of(path: Path | Spool) -> Spool:
 def path_of(spool: Spool) -> Path:
     assert spool.path is not None
     return Path(spool.path)
-
-
-def word(path: Path, offset: int) -> int:
-    value: int = struct.unpack_from("=Q", path.read_bytes(), offset)[0]
-    return value
-
-
-def overwrite(path: Path, offset: int, content: bytes) -> None:
-    """As somebody else would: through the file, in place."""
-    fd = os.open(path, os.O_WRONLY)
-    try:
-        assert os.pwrite(fd, content, offset) == len(content)
-    finally:
-        os.close(fd)
-
-
-def set_word(path: Path, offset: int, value: int) -> None:
-    overwrite(path, offset, struct.pack("=Q", value))
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 # Layout.
@@ -429,9 +409,7 @@ def test_unfinished_spool_is_removed_only_when_nobody_is_at_it(tmp_path: Path) -
     out, into = os.pipe()
 
     def creator() -> None:
-        from filelock import lock_descriptor
-
-        assert lock_descriptor(os.open(path, os.O_RDWR), blocking=False)
+        assert try_lock(os.open(path, os.O_RDWR))
         os.write(into, b"locked")
         signal.pause()
 

@@ -239,6 +239,47 @@ def test_diagnosis_of_rotation() -> None:
         assert os.path.getsize(exporter._get_current_file_path()) <= exporter.rotate_bytes
 
 
+def test_the_pages_own_functions_are_there_to_import() -> None:
+    """Whoever wrote them down from the page may import them instead: the same calls, the same keys."""
+    from profilis_mp import (
+        check_exporter_health,
+        cleanup_old_files,
+        diagnose_rotation_issues,
+        monitor_log_directory,
+    )
+
+    assert monitor_log_directory("./logs") == {"error": "Directory does not exist"}
+    exporter = JSONLExporter(dir="./logs", rotate_bytes=200)
+    for _ in range(3):
+        exporter.emit(REQ)
+    exporter.flush()
+
+    health = check_exporter_health(exporter)
+    assert health["status"] in {"healthy", "degraded"}  # a busy machine may have no inotify instance left
+    assert health["directory"] == exporter.dir
+    assert health["current_file"] == exporter._get_current_file_path()
+    assert health["current_file_size"] == os.path.getsize(health["current_file"])
+    assert health["rotation_config"] == {"rotate_bytes": 200, "rotate_secs": 3600}
+
+    told: dict[str, Any] = monitor_log_directory("./logs")  # type: ignore[assignment]  # as on the page
+    files = sorted(Path("./logs").glob("*.jsonl"))
+    assert told["directory"] == "./logs"
+    assert told["total_size_bytes"] == 3 * (len(orjson.dumps(REQ)) + 1)
+    assert told["total_size_mb"] == told["total_size_bytes"] / (1024 * 1024)
+    assert told["file_count"] == 3
+    assert told["files"] == [
+        {"name": f.name, "size_bytes": f.stat().st_size, "modified": f.stat().st_mtime} for f in files
+    ]
+
+    assert [issue for issue in diagnose_rotation_issues(exporter) if "inotify" not in issue] == []
+
+    for file in files:
+        os.utime(file, (0, time.time() - 31 * 86400))
+    cleanup_old_files("./logs", max_age_days=30)
+    assert sorted(Path("./logs").glob("*.jsonl")) == files[2:]
+    exporter.close()
+
+
 def test_debug_mode_logs_what_the_exporter_does(tmp_path: Path) -> None:
     """In an interpreter of its own: the environment variable is set by the program, before it makes its exporter."""
     import subprocess
