@@ -10,12 +10,11 @@ import os
 import statistics
 import time
 
-from common import header, scratch, spread
+from common import ROUNDS, Report, few, scratch, spread
 
 from profilis_mp import SharedWriter
 
-FLUSHES = 400
-ROUNDS = 7
+FLUSHES = few(400)
 
 
 def one_round(directory: str) -> tuple[float, float]:
@@ -41,15 +40,24 @@ def one_round(directory: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    print(header("What does the commit protocol add to a 64 KiB write?"))
-    print(f"# {FLUSHES} flushes a round, {ROUNDS} rounds, median of medians (min-max), microseconds")
+    report = Report(
+        __file__,
+        "What does the commit protocol add to a 64 KiB write?",
+        f"{FLUSHES} flushes a round, {ROUNDS} rounds, median of medians (min-max), microseconds",
+    )
     rows = []
     for _ in range(ROUNDS):
         with scratch() as directory:
             rows.append(one_round(directory))
-    print(f"os.write of 64 KiB      {spread([bare * 1e6 for bare, _ in rows], '.1f')}")
-    print(f"lock, flush, unlock     {spread([flush * 1e6 for _, flush in rows], '.1f')}")
-    print(f"ratio                   {spread([flush / bare for bare, flush in rows])}")
+    ratios = [flush / bare for bare, flush in rows]
+    report.say(f"os.write of 64 KiB      {spread([bare * 1e6 for bare, _ in rows], '.1f')}")
+    report.say(f"lock, flush, unlock     {spread([flush * 1e6 for _, flush in rows], '.1f')}")
+    report.say(f"ratio                   {spread(ratios)}")
+    report.figures = {
+        "flush_us": statistics.median(flush * 1e6 for _, flush in rows),
+        "ratio": statistics.median(ratios),
+    }
+    report.save()
 
 
 if __name__ == "__main__":

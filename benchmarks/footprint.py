@@ -7,12 +7,13 @@ use, which loads the rest. Memory: peak resident size of an interpreter that doe
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 
-from common import header, scratch, spread
+from common import QUICK, Report, scratch, spread
 
-ROUNDS = 15
+ROUNDS = 2 if QUICK else 15
 
 IMPORT = "import time; t = time.perf_counter(); {}; print((time.perf_counter() - t) * 1e3)"
 # VmHWM, not getrusage: that one starts with what the parent had at the fork.
@@ -33,8 +34,11 @@ def figure(code: str) -> float:
 
 
 def main() -> None:
-    print(header("What does the library cost a process that imports it, and one that writes?"))
-    print(f"# {ROUNDS} new interpreters each, alternating, median (min-max)")
+    report = Report(
+        __file__,
+        "What does the library cost a process that imports it, and one that writes?",
+        f"{ROUNDS} new interpreters each, alternating, median (min-max)",
+    )
     imports: dict[str, list[float]] = {"import orjson": [], "import orjson, profilis_mp": []}
     first_use = "import orjson, profilis_mp; profilis_mp.JSONLExporter"
     imports[first_use] = []
@@ -44,15 +48,18 @@ def main() -> None:
     base = imports["import orjson"]
     for statement, times in imports.items():
         added = [ours - alone for ours, alone in zip(times, base, strict=True)]
-        print(f"{statement:<54} {spread(times, '.1f')} ms, adds {spread(added, '.1f')} ms")
+        report.figures[statement] = {"ms": statistics.median(added)}
+        report.say(f"{statement:<54} {spread(times, '.1f')} ms, adds {spread(added, '.1f')} ms")
     idle, writing = [], []
     for _ in range(ROUNDS):
         with scratch() as directory:
             idle.append(figure(MEMORY.format("")))
             writing.append(figure(MEMORY.format(WRITE.format(directory=directory))))
-    print(f"{'peak memory, an idle interpreter':<54} {spread(idle, '.1f')} MiB")
+    report.say(f"{'peak memory, an idle interpreter':<54} {spread(idle, '.1f')} MiB")
     added = [ours - alone for ours, alone in zip(writing, idle, strict=True)]
-    print(f"{'peak memory, one that writes':<54} {spread(writing, '.1f')} MiB, adds {spread(added, '.1f')} MiB")
+    report.say(f"{'peak memory, one that writes':<54} {spread(writing, '.1f')} MiB, adds {spread(added, '.1f')} MiB")
+    report.figures["writing"] = {"MiB": statistics.median(added)}
+    report.save()
 
 
 if __name__ == "__main__":
