@@ -12,9 +12,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
-__all__ = ["Acknowledgements", "Signal", "alone", "fork", "reap", "run_unprivileged", "running", "wait_until"]
+__all__ = ["Acknowledgements", "Signal", "alarms", "alone", "fork", "reap", "run_unprivileged", "running", "wait_until"]
 
 
 class Acknowledgements:
@@ -101,6 +102,19 @@ class Signal:
     def wait(self, timeout_s: float = 30.0) -> None:
         assert select.select([self._out], [], [], timeout_s)[0], "the other process never got there"
         assert os.read(self._out, 1) == b"."
+
+
+@contextmanager
+def alarms(period_s: float, handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Call a signal handler again and again, wherever the main thread is."""
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, period_s, period_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # One may still be on its way, by another thread: nobody's death, now that there is no handler any more.
+        signal.signal(signal.SIGALRM, signal.SIG_IGN if before is signal.SIG_DFL else before)
 
 
 def run_unprivileged(work: Callable[[], None]) -> None:

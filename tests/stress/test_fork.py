@@ -646,8 +646,10 @@ def test_daemon_process_that_is_terminated_loses_nothing(tmp_path: Path, method:
         for child in children:
             child.terminate()
             child.join(30)
-    assert not recover(tmp_path / "logs").failures
-    check_log(tmp_path / "logs", {0: count(0), 1: count(1)}, rotate_bytes=64 * 1024)
+    assert [child.exitcode for child in children] == [-signal.SIGTERM] * 2
+    report = recover(tmp_path / "logs")
+    assert not report.failures
+    check_log(tmp_path / "logs", {0: count(0), 1: count(1)}, rotate_bytes=64 * 1024, context=report)
 
 
 # The helper's thread is away for a fork. Is it back after each, however busy it was when it was told to go? (Told by a

@@ -14,8 +14,7 @@ import textwrap
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -24,7 +23,7 @@ from typing import Any
 import orjson
 import pytest
 from checks import check_log
-from processes import Acknowledgements, fork, reap, wait_until
+from processes import Acknowledgements, alarms, fork, reap, wait_until
 
 from profilis_mp import JSONLExporter, LockTimeout, recover
 from profilis_mp.account import segments_of
@@ -102,17 +101,6 @@ def not_nested(work: Callable[[], object]) -> Handler:
     return handle
 
 
-@contextmanager
-def handler_every(period_s: float, handler: Handler) -> Iterator[None]:
-    elder = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, period_s, period_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, elder)
-
-
 # A handler or a finalizer that emits.
 
 
@@ -128,7 +116,7 @@ def test_handlers_that_emit_while_they_interrupt_emit_lose_nothing(tmp_path: Pat
             acknowledged[worker] = number + 1
 
         deadline = time.monotonic() + 30
-        with handler_every(0.0005, not_nested(lambda: emit(1))):
+        with alarms(0.0005, not_nested(lambda: emit(1))):
             while (acknowledged[1] < 1_000 or not exporter.stats()["aside"]) and time.monotonic() < deadline:
                 for _ in range(20):
                     emit(0)
@@ -240,7 +228,7 @@ class Thrower:
 
     def throw(self, times: int, handler: Handler) -> None:
         deadline = time.monotonic() + 40
-        with handler_every(0.00005, handler):
+        with alarms(0.00005, handler):
             while self.thrown < times:
                 assert time.monotonic() < deadline, f"{self.thrown} throws in 40 s: does every emit wait?"
                 try:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from processes import alarms
 
 from profilis_mp.core.async_collector import AsyncCollector
 from profilis_mp.errors import ConfigError
@@ -456,18 +457,6 @@ def test_counts_are_exact_under_threads(collectors: Make) -> None:
     balance(collector, exporters=2)
 
 
-@contextlib.contextmanager
-def alarms(handler: Callable[[], None]) -> Iterator[None]:
-    """Call a handler every 200 µs, wherever the main thread is."""
-    before = signal.signal(signal.SIGALRM, lambda *_: handler())
-    signal.setitimer(signal.ITIMER_REAL, 2e-4, 2e-4)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def test_enqueue_from_a_signal_handler_that_interrupts_enqueue(collectors: Make) -> None:
     inline, exporter = Inline(), Batches()
     collector = collectors([inline, exporter], queue_size=100, batch_max=3, flush_interval=0.001)
@@ -480,7 +469,7 @@ def test_enqueue_from_a_signal_handler_that_interrupts_enqueue(collectors: Make)
         collector.enqueue({"n": -1})
         direct.enqueue({"n": -1})
 
-    with alarms(handler):
+    with alarms(2e-4, lambda *_: handler()):
         for number in range(20_000):
             collector.enqueue({"n": number})
             direct.enqueue({"n": number})
@@ -516,7 +505,7 @@ def test_the_first_enqueue_interrupted_by_another_starts_one_thread(collectors: 
     for _ in range(30):
         exporter = Batches()
         collector = collectors(exporter, flush_interval=0.001)
-        with alarms(lambda: collector.enqueue({"n": 1})):  # noqa: B023
+        with alarms(2e-4, lambda *_: collector.enqueue({"n": 1})):  # noqa: B023
             for _ in range(50):
                 collector.enqueue({"n": 0})
         assert collector.flush(LONG)
