@@ -21,7 +21,7 @@ from __future__ import annotations
 from time import time_ns
 from typing import Any, TypeAlias
 
-from profilis_mp.core.context import current_span, new_span_id, new_trace_id
+from profilis_mp.core.context import current_span, new_ids
 
 __all__ = ["Event", "db_event", "fn_event", "req_event"]
 
@@ -87,6 +87,5 @@ def db_event(query: str, dur_ns: int, rows: int, *, db_vendor: str | None = None
 
 def _begin(kind: str) -> Event:
     span = current_span()
-    if span is None:
-        return {"ts_ns": time_ns(), "trace_id": new_trace_id(), "span_id": new_span_id(), "kind": kind}
-    return {"ts_ns": time_ns(), "trace_id": span.trace_id, "span_id": span.span_id, "kind": kind}
+    trace_id, span_id = new_ids() if span is None else (span.trace_id, span.span_id)
+    return {"ts_ns": time_ns(), "trace_id": trace_id, "span_id": span_id, "kind": kind}

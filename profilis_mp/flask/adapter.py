@@ -1,9 +1,9 @@
 """How does every request to a Flask application become exactly one REQ event?
 
 By a wrapper around ``app.wsgi_app``: nothing that Flask does with a request happens outside of it, not even what raises
-while the response is made or torn down. Signals, and two wrapped methods of the application, only tell it what it
-cannot see from there: the route, whether the response is a stream, and which exception an error handler turned into a
-response.
+while the response is made or torn down. Three more wrapped methods of the application, and the signal of an exception,
+tell it what it cannot see from there: the route, whether the response is a stream, and which exception an error handler
+turned into a response. (A signal with a receiver costs each request some 3 us, and a method an eighth of that.)
 
 When the event is made: `profilis_mp.web.wsgi`. What it says: `profilis_mp.web.reporter`, and of Flask's requests:
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from profilis_mp.errors import ConfigError
 from profilis_mp.web.reporter import Reporter
-from profilis_mp.web.request import UNMATCHED, Request
+from profilis_mp.web.request import Request
 from profilis_mp.web.wsgi import Environ, StartResponse, WSGIApplication, begun, reported
 
 try:
@@ -30,19 +30,6 @@ except ImportError as error:
 from profilis_mp.flask.watched import is_answer, is_page, template
 
 __all__ = ["ProfilisFlask"]
-
-
-def _contained(receiver: Callable[..., None]) -> Callable[..., None]:
-    """Keep a receiver's own failure from the request; a method still, because signals hold methods weakly."""
-
-    @functools.wraps(receiver)
-    def call(self: ProfilisFlask, app: flask.Flask, **about: Any) -> None:
-        try:
-            receiver(self, app, **about)
-        except Exception as error:
-            self._reporter.contain("what a request did could not be found out", error)
-
-    return call
 
 
 class ProfilisFlask:
@@ -108,10 +95,9 @@ class ProfilisFlask:
         app.extensions["profilis_mp"] = self  # and so it lives, and with it the receivers below
         attributes = vars(app)
         attributes["wsgi_app"] = self._around_wsgi_app(app.wsgi_app)
-        attributes["make_response"] = self._around_make_response(app.make_response)
+        attributes["request_context"] = self._around_request_context(app, app.request_context)
+        attributes["finalize_request"] = self._around_finalize_request(app.finalize_request)
         attributes["handle_user_exception"] = self._around_handle_user_exception(app.handle_user_exception)
-        flask.request_started.connect(self._on_started, app)
-        flask.request_finished.connect(self._on_finished, app)
         flask.got_request_exception.connect(self._on_exception, app)
 
     def _around_wsgi_app(self, inner: WSGIApplication) -> WSGIApplication:
@@ -126,76 +112,100 @@ class ProfilisFlask:
 
         return wsgi_app
 
+    def _around_request_context(self, app: flask.Flask, inner: Callable[[Environ], Any]) -> Callable[[Environ], Any]:
+        key = self._key
+
+        def request_context(environ: Environ) -> Any:
+            context = inner(environ)
+            try:
+                request = environ[key]
+                # The first application's, where one answers through another; not a surrounding middleware's.
+                if request is not None and getattr(request.find_route, "func", None) is not template:
+                    request.find_route = functools.partial(template, context.request)
+            except KeyError:
+                # The wrapper has been cut out, or this is no request at all (test_request_context).
+                flask.request_started.connect(self._on_started, app)
+            return context
+
+        return request_context
+
+    def _around_finalize_request(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        key = self._key
+
+        def finalize_request(*args: Any, **kwargs: Any) -> Any:
+            response = inner(*args, **kwargs)
+            try:
+                request = flask.request.environ.get(key)
+                if request is not None:
+                    # Of a page the text is there already, but Werkzeug wraps it up as a stream. (The last argument:
+                    # Flask 3.2 passes its context before it.)
+                    complete = response.is_sequence or response.direct_passthrough or is_page(args[-1])
+                    request.streamed = not complete
+                    if request.bypassed:
+                        self._finalized(request, response)
+            except Exception as error:
+                self._contain(error)
+            return response
+
+        return finalize_request
+
     def _around_handle_user_exception(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         on_exception = self._on_exception
 
         def handle_user_exception(*args: Any, **kwargs: Any) -> Any:
-            # The last argument: Flask 3.2 passes its context before it.
             on_exception(None, exception=args[-1] if args else None)
             return inner(*args, **kwargs)
 
         return handle_user_exception
 
-    def _around_make_response(self, inner: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def make_response(value: Any) -> Any:
-            response = inner(value)
-            if is_page(value):  # its text is there already, but Werkzeug wraps it up as a stream
-                request = flask.request.environ.get(self._key)
-                if request is not None:
-                    request.page = response
-            return response
-
-        return make_response
-
     # -- what Flask tells from inside of the wrapper
 
-    def _note(self, error: BaseException | None) -> Request | None:
-        """Take down which route the current request has, and an exception that was raised."""
-        current = flask.request
-        request: Request | None = current.environ.get(self._key)
-        if request is not None:
-            if request.route == UNMATCHED:
-                request.route = template(current)
-            if error is not None and not is_answer(error, current):
-                request.exception_type = type(error).__name__
-        return request
-
-    @_contained
-    def _on_started(self, app: flask.Flask, **_: Any) -> None:
-        environ = flask.request.environ
-        if self._key not in environ:  # the wrapper has been cut out
-            request = begun(self._reporter, environ)
-            if request is not None:
-                flask.request_tearing_down.connect(self._on_tearing_down, app)
-                request.bypassed = True
-                request.span.__enter__()
-        self._note(None)
-
-    @_contained
     def _on_exception(self, app: object, exception: BaseException | None = None, **_: Any) -> None:
-        self._note(exception)
+        """Take down that an exception was raised."""
+        try:
+            current = flask.request
+            request: Request | None = current.environ.get(self._key)
+            if request is not None and exception is not None and not is_answer(exception, current):
+                request.exception_type = type(exception).__name__
+        except Exception as error:
+            self._contain(error)
 
-    @_contained
-    def _on_finished(self, app: flask.Flask, response: Any, **_: Any) -> None:
-        request = self._note(None)
-        if request is None:
-            return
-        request.streamed = not (response.is_sequence or response.direct_passthrough or response is request.page)
-        if request.bypassed:
-            request.status = response.status_code
-            if request.streamed:
-                response.call_on_close(functools.partial(self._finish_in_span, request))
-            else:
-                self._reporter.finish(request)
+    def _contain(self, error: Exception) -> None:
+        self._reporter.contain("what a request did could not be found out", error)
 
-    @_contained
+    # -- and what instead of the wrapper, where that has been cut out
+
+    def _on_started(self, app: flask.Flask, **_: Any) -> None:
+        try:
+            current = flask.request
+            environ = current.environ
+            if self._key not in environ:
+                request = begun(self._reporter, environ, functools.partial(template, current))
+                if request is not None:
+                    flask.request_tearing_down.connect(self._on_tearing_down, app)
+                    request.bypassed = True
+                    request.span.__enter__()
+        except Exception as error:
+            self._contain(error)
+
+    def _finalized(self, request: Request, response: Any) -> None:
+        request.status = response.status_code
+        if request.streamed:
+            self._reporter.locate(request)  # now: there is no request any more when a stream is closed
+            response.call_on_close(functools.partial(self._finish_in_span, request))
+        else:
+            self._reporter.finish(request)
+
     def _on_tearing_down(self, app: flask.Flask, exc: BaseException | None = None, **_: Any) -> None:
-        request = flask.request.environ.get(self._key)
-        if request is not None and request.bypassed:
-            self._note(exc)
-            if not request.streamed:
-                self._reporter.finish(request)
-            request.span.__exit__()
+        try:
+            request = flask.request.environ.get(self._key)
+            if request is not None and request.bypassed:
+                self._on_exception(app, exc)
+                if not request.streamed:
+                    self._reporter.finish(request)
+                request.span.__exit__()
+        except Exception as error:
+            self._contain(error)
 
     def _finish_in_span(self, request: Request) -> None:
         with request.span:

@@ -14,12 +14,13 @@ Query strings, bodies and headers are in no event.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, MutableMapping
+from time import perf_counter_ns
 from typing import Any
 
 from profilis_mp.core.contained import contain
 from profilis_mp.core.emitter import Emitter
+from profilis_mp.core.events import req_event
 from profilis_mp.errors import ConfigError
 from profilis_mp.web.request import UNMATCHED, Request
 
@@ -91,18 +92,21 @@ class Reporter:
             status = request.status
             if status is None:
                 status = 499 if request.disconnected else 500
-            extra: dict[str, Any] = {
-                "trace_id": request.trace_id,  # not the current span's: that may be another by now
-                "span_id": request.span_id,
-                "method": request.method,
-            }
+            event = req_event(
+                request.route,
+                status,
+                perf_counter_ns() - request.began,
+                trace_id=request.trace_id,  # not the current span's: that may be another by now
+                span_id=request.span_id,
+                method=request.method,
+            )
             if request.route == UNMATCHED:
-                extra["path"] = request.path
+                event["path"] = request.path
             if request.exception_type is not None:
-                extra["exception_type"] = request.exception_type
+                event["exception_type"] = request.exception_type
             if request.parent_span_id is not None:
-                extra["parent_span_id"] = request.parent_span_id
-            self._emitter.emit_req(request.route, status, time.perf_counter_ns() - request.began, **extra)
+                event["parent_span_id"] = request.parent_span_id
+            self._emitter.emit(event)
         except Exception as error:
             self.contain("a request was not reported", error)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from profilis_mp.core.context import new_span_id, new_trace_id, use_span
+from profilis_mp.core.context import new_ids, use_span
 from profilis_mp.core.traceparent import parse_traceparent
 
 __all__ = ["UNMATCHED", "Request"]
@@ -33,7 +33,6 @@ class Request:
         "finished",
         "length",
         "method",
-        "page",
         "parent_span_id",
         "path",
         "route",
@@ -56,9 +55,10 @@ class Request:
         self.path = path
         self.method = method
         caller = parse_traceparent(traceparent) if traceparent is not None else None
-        self.trace_id = caller[0] if caller else new_trace_id()
-        self.parent_span_id = caller[1] if caller else None
-        self.span_id = new_span_id()
+        self.trace_id, self.span_id = new_ids()
+        self.parent_span_id: str | None = None
+        if caller is not None:
+            self.trace_id, self.parent_span_id = caller
         self.span = use_span(self.trace_id, self.span_id, parent_span_id=self.parent_span_id)
         self.find_route = find_route
         self.route = UNMATCHED
@@ -67,7 +67,6 @@ class Request:
         self.length: int | None = None  # bytes, as announced; None: not known
         self.sent = 0  # bytes
         self.streamed: bool | None = None  # None: the framework has not said
-        self.page: object = None  # Flask: the response, where it was made from an HTTPException
         self.disconnected = False  # the client
         self.finished = False
         self.bypassed = False  # Flask: the wrapper has been cut out

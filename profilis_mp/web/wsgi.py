@@ -29,7 +29,9 @@ WSGIApplication: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 def begun(reporter: Reporter, environ: Environ, find_route: Callable[[], str | None] | None = None) -> Request | None:
     """Return the request that begins with ``environ``; None for one that is not to be reported."""
     try:
-        path = environ.get("PATH_INFO", "").encode("latin-1", "replace").decode("utf-8", "replace") or "/"
+        path = environ.get("PATH_INFO") or "/"
+        if not path.isascii():
+            path = path.encode("latin-1", "replace").decode("utf-8", "replace")
         method = environ["REQUEST_METHOD"]
         return reporter.begin(environ, path, method, environ.get("HTTP_TRACEPARENT"), find_route)
     except Exception as error:
