@@ -43,6 +43,7 @@ def fork(work: Callable[[], object]) -> int:
     pid = os.fork()
     if pid:
         return pid
+    sys.unraisablehook = sys.__unraisablehook__  # pytest's keeps what it gets for a report that is the parent's
     try:
         work()
     except BaseException:

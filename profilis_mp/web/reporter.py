@@ -63,10 +63,13 @@ class Reporter:
             path: As received.
             about: The further arguments of `Request`.
         """
-        excluded = any(path == route or path.startswith(f"{route}/") for route in self.exclude_routes if route != "/")
-        request = None if excluded or path in self.exclude_routes else Request(path, *about)
+        request = None if self.exclude_routes and self._excludes(path) else Request(path, *about)
         kept[self.key] = request
         return request
+
+    def _excludes(self, path: str) -> bool:
+        routes = self.exclude_routes
+        return path in routes or any(path.startswith(f"{route}/") for route in routes if route != "/")
 
     def failed(self, request: Request, error: BaseException) -> None:
         """Report a request that ends with an exception, which the caller raises again."""
@@ -87,7 +90,9 @@ class Reporter:
             self.locate(request)
             request.find_route = None  # it has the scope, which has the request
             # The last digits: of some tracers' ids the first are a time, or zeros.
-            if request.route in self.exclude_routes or int(request.trace_id[-8:], 16) >= self.sample * 2**32:
+            if request.route in self.exclude_routes:
+                return
+            if self.sample < 1 and int(request.trace_id[-8:], 16) >= self.sample * 2**32:
                 return
             status = request.status
             if status is None:
