@@ -416,7 +416,7 @@ class Outbox:
 
     def _create(self, capacity: int, *, framed: bool) -> Spool | None:
         """A spool on disk, or in memory when there cannot be one; None when there is no memory either."""
-        access, troubles = self._settings.access, []
+        access, troubles = self._settings.access, list[str]()
         now_ns = self._zero_ns + time.monotonic_ns()
         # Whoever flushes goes by age. The main spool comes first, whenever it was made or replaced: it takes nothing
         # while there is anything aside.
@@ -424,10 +424,12 @@ class Outbox:
         created_ns = now_ns if framed else first_ns - 1
 
         def settle(fd: int, made: bool) -> None:
-            troubles.append(access.settle(fd, access.private_mode, self._paths.state, made=made))
+            trouble = access.settle(fd, access.private_mode, self._paths.state, made=made)
+            if trouble:
+                troubles.append(trouble)
 
-        try:
-            troubles += self._paths.create(access)
+        def make() -> Spool:
+            user = os.stat(self._paths.spools).st_uid
             spool = Spool.create(
                 self._paths.spools,
                 capacity,
@@ -437,9 +439,11 @@ class Outbox:
                 mode=access.private_mode,
                 settle=settle,
             )
-            foreign = os.stat(self._paths.spools).st_uid != os.fstat(spool.fd).st_uid
-            self._flushes_alone = foreign and access.private_mode == 0o600
+            self._flushes_alone = user != os.fstat(spool.fd).st_uid and access.private_mode == 0o600
             return spool
+
+        try:
+            return self._paths.create(access, make, troubles)
         except OSError as error:
             self._failure = _REASONS.get(error.errno or 0, "os_error")
             diagnostics.warn(
@@ -448,7 +452,7 @@ class Outbox:
                 f"process, until one can: {_explained(error)}",
             )
         finally:
-            for trouble in filter(None, troubles):
+            for trouble in troubles:
                 diagnostics.warn("owner", trouble)
         try:
             return Spool.in_memory(capacity, framed=framed, created_ns=created_ns)

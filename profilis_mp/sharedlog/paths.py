@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from errno import ELOOP, ENOTDIR
+from typing import TypeVar
 
 from profilis_mp.errors import LogDirectoryError
 from profilis_mp.sharedlog.ownership import Access
@@ -12,6 +14,8 @@ from profilis_mp.sharedlog.ownership import Access
 __all__ = ["STATE_DIRECTORY", "StreamPaths"]
 
 STATE_DIRECTORY = ".profilis-mp"
+_ATTEMPTS = 8
+_T = TypeVar("_T")
 
 
 class StreamPaths:
@@ -32,19 +36,39 @@ class StreamPaths:
         self.janitor_lock = f"{self.state}/janitor.lock"
         self.spools = f"{self.state}/spool"
 
-    def create(self, access: Access) -> list[str]:
-        """Create what is missing; returns what could not be done about its owner or mode, as text.
+    def create(self, access: Access, make: Callable[[], _T], troubles: list[str]) -> _T:
+        """Create what is missing, and make something in it; returns what was made.
+
+        Begins anew when a directory goes meanwhile: somebody removed it, or another of root's processes, which started
+        at the same moment, renamed its own over this one that was still empty. Who was content with a spool in memory
+        then lost its events when it was killed.
+
+        Args:
+            access: Whose they shall be, and who else may use them.
+            make: Makes it.
+            troubles: Where to note what could not be done about an owner or mode, as text.
 
         Raises:
             LogDirectoryError: A part of the state directory is a symbolic link or no directory.
             OSError: No permission, no space.
         """
-        troubles: list[str | None] = [*access.make_directories(self.log)]
+        for left in reversed(range(_ATTEMPTS)):
+            try:
+                self._create_directories(access, troubles)
+                return make()
+            except FileNotFoundError:
+                if not left:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
+
+    def _create_directories(self, access: Access, troubles: list[str]) -> None:
+        troubles += access.make_directories(self.log)
         for path in (f"{self.log}/{STATE_DIRECTORY}", self.state, self.spools):
-            troubles.append(access.make_directory(path, access.state_mode))
+            trouble = access.make_directory(path, access.state_mode)
+            if trouble:
+                troubles.append(trouble)
             mode = os.lstat(path).st_mode
             if stat.S_ISLNK(mode):
                 raise LogDirectoryError(path, ELOOP, "is a symbolic link, which is never followed here")
             if not stat.S_ISDIR(mode):
                 raise LogDirectoryError(path, ENOTDIR, "is not a directory")
-        return [trouble for trouble in troubles if trouble]

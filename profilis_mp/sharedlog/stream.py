@@ -75,9 +75,7 @@ class Stream:
         for _ in range(_ATTEMPTS):
             lock = self._lock
             if lock is None:
-                access = self.settings.access
-                self.notices += [("owner", trouble) for trouble in self.paths.create(access)]
-                lock = self._lock = KeptLock(self.paths.lock, access.private_mode, self._settle(access.private_mode))
+                lock = self._lock = self._open_lock()
                 self.give_back = lock.release
             lock.acquire(max(0.0, deadline - time.monotonic()))
             try:
@@ -96,6 +94,13 @@ class Stream:
                 raise
             self.close()
         raise LogDirectoryError(self.paths.state, ENOTDIR, "is removed as fast as it is created")
+
+    def _open_lock(self) -> KeptLock:
+        access, troubles = self.settings.access, list[str]()
+        settle = self._settle(access.private_mode)
+        lock = self.paths.create(access, lambda: KeptLock(self.paths.lock, access.private_mode, settle), troubles)
+        self.notices += [("owner", trouble) for trouble in troubles]
+        return lock
 
     def close(self) -> None:
         """Close everything, unlocking nothing: in a forked child the lock is the parent's."""

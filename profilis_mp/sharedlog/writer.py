@@ -237,7 +237,9 @@ class SharedWriter:
         """
         access = self._settings.access
         access = access if access.owner is not None else replace(access, owner=resolve_owner(owner))
-        for trouble in self._session.paths.create(access):
+        troubles: list[str] = []
+        self._session.paths.create(access, lambda: None, troubles)
+        for trouble in troubles:
             diagnostics.warn("owner", trouble)
 
     def flush(self, timeout_s: float | None = None) -> bool:

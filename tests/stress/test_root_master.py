@@ -241,3 +241,25 @@ def test_whoever_is_not_root_keeps_what_it_makes_and_is_told_once(shared_directo
     assert "only root can give files away" in line
     assert owners_in(directory) == {(NOBODY, GROUP)}
     check_log(directory, {0: 1})
+
+
+def test_processes_that_start_at_once_all_have_their_spool_on_disk(shared_directory: Path) -> None:
+    """Each of root's renames its own directory into place, over one that another has just made and not yet used."""
+    processes = 8
+    for attempt in range(40):
+        directory = shared_directory / str(attempt) / "logs"
+        there, kinds = Acknowledgements(processes), Acknowledgements(processes)
+
+        def start(
+            worker: int, directory: Path = directory, there: Acknowledgements = there, kinds: Acknowledgements = kinds
+        ) -> None:
+            exporter = JSONLExporter(directory, flush_interval=3600)  # nobody replaces a spool in memory meanwhile
+            there[worker] = 1
+            while there.total() < processes:
+                time.sleep(0)
+            exporter.emit({"worker": worker, "seq": 0})
+            kinds[worker] = 1 + (exporter.stats()["spool"] == "file")
+
+        for pid in [fork(lambda worker=worker: start(worker)) for worker in range(processes)]:
+            assert reap(pid) == 0
+        assert kinds.by_worker() == dict.fromkeys(range(processes), 2)

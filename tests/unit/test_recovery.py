@@ -431,7 +431,7 @@ def leave_interrupted_flush(
 
     def work() -> tuple[Spool, Control]:
         paths = paths_of(logs)
-        paths.create(Access())
+        paths.create(Access(), lambda: None, [])
         Control.create(paths.control, 0o600, 1, None)
         control = Control(paths.control)
         now_ns = time.time_ns()

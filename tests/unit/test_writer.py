@@ -8,10 +8,12 @@ import math
 import os
 import pickle
 import random
+import shutil
 import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
@@ -813,6 +815,47 @@ def test_active_segment_replaced_by_a_symlink_is_not_followed_by_a_new_process(
     assert other.flush()
     assert precious.read_bytes() == b"one\n"
     assert Path(f"{writer.dir}/{SECOND_NAME}").read_bytes() == b"two\n"
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["replaced", "removed"])
+def test_directory_that_goes_while_something_is_made_in_it_does_not_cost_the_spool_its_file(
+    make: MakeWriter, logs: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    """Two of root's processes started at the same moment, one renamed its empty directory over the other's: ENOENT. The
+    other kept its events in memory then, and lost them when it was killed."""
+    real_mkdir, real_open = os.mkdir, os.open
+    step, steps = 0, 0
+
+    def go(path: str) -> None:
+        nonlocal steps
+        steps += path.startswith(f"{logs}")
+        if steps == step:
+            steps += 1
+            if removed:
+                shutil.rmtree(logs, ignore_errors=True)
+            raise FileNotFoundError(ENOENT, "No such file or directory", path)
+
+    def mkdir(path: str, mode: int = 0o777) -> None:
+        go(path)
+        real_mkdir(path, mode)
+
+    def opened(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        if flags & os.O_CREAT:
+            go(path)
+        return real_open(path, flags, mode, dir_fd=dir_fd)
+
+    while steps >= step:
+        step, steps = step + 1, 0
+        shutil.rmtree(logs, ignore_errors=True)
+        writer = make()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "mkdir", mkdir)
+            patch.setattr(os, "open", opened)
+            writer.write(b"one\n")
+        assert writer.stats()["spool"] == "file", step
+        assert writer.close()
+        assert contents(logs) == [b"one\n"]
+    assert step > 3
 
 
 @pytest.mark.parametrize("part", ["", f"/{TEMPLATE}", f"/{TEMPLATE}/spool"])
