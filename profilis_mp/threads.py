@@ -25,7 +25,12 @@ __all__ = [
     "start",
 ]
 
-_this_thread = _thread._local()  # that of `threading`, which importing this must not load
+
+class _ThisThread(_thread._local):  # that of `threading`, which importing this must not load
+    serves = False
+
+
+_this_thread = _ThisThread()
 
 
 class Flag:
@@ -151,4 +156,4 @@ def serve() -> None:
 
 def is_serving() -> bool:
     """Whether it does. Who emits from here (a finalizer) may have that lock already, and must wait for nobody."""
-    return getattr(_this_thread, "serves", False)
+    return _this_thread.serves

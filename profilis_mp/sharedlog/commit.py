@@ -69,14 +69,16 @@ def _begin(stream: Stream, spool: Spool) -> OpenSegment:
     """Steps 2 and 3. Caller has seen that no flush is in progress and that the spool holds bytes."""
     control = stream.control
     rotate_bytes = stream.settings.rotate_bytes
-    frame = spool.frame_bytes
+    start = spool.head + spool.frame_bytes
     segment = stream.active()
-    end = spool.next_batch_end(rotate_bytes - control.committed)
-    if control.committed and control.committed + end - frame - spool.head > rotate_bytes:
+    committed = control.committed
+    end = spool.next_batch_end(rotate_bytes - committed)
+    if committed and committed + end - start > rotate_bytes:
         segment = stream.open_next()
+        committed = 0
         end = spool.next_batch_end(rotate_bytes)
     spool.flush_to = end
-    spool.expected_end = control.committed + end - frame - spool.head
+    spool.expected_end = committed + end - start
     # I2: intent last. Who finds it set may trust flush_to and expected_end.
     control.intent = spool.id
     return segment

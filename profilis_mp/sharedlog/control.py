@@ -58,6 +58,8 @@ class BadControl(Exception):
 class Control:
     """One process's map of the control file. Caller holds the directory lock, except for ``heartbeat_ns``."""
 
+    _sound_name: bytes | None = None  # the last that was found to be one
+
     def __init__(self, path: str, *, readonly: bool = False) -> None:
         """Map an existing control file.
 
@@ -269,9 +271,12 @@ class Control:
             raise BadControl(f"generation {generation}, committed {committed}, a name of {length} bytes")
         start = (slot + _NAME) * 8
         name = bytes(self._bytes[start : start + length])
+        if name == self._sound_name:
+            return
         if b"/" in name or b"\0" in name or name.startswith(b"."):
             raise BadControl(f"the name {name!r}")
         try:
             name.decode()
         except UnicodeDecodeError:
             raise BadControl(f"the name {name!r}") from None
+        self._sound_name = name

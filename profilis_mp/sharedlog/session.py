@@ -50,8 +50,8 @@ _QUIET_S = 0.02
 
 
 def _has_gil() -> bool:
-    has_gil = getattr(sys, "_is_gil_enabled", None)  # since Python 3.13
-    return has_gil is None or has_gil()
+    # An extension module may bring it back later; the slow path is as safe then.
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())  # since Python 3.13
 
 
 def is_line(record: bytes) -> bool:
@@ -107,6 +107,7 @@ class Session:
         self._mutex = threading.Lock()
         self._waited_in_vain = False
         self._bound: Spool | None = None
+        self._has_gil = _has_gil()
         self._fast = fast
         self._opened = False
         self._inline: bool | None = None
@@ -243,7 +244,7 @@ class Session:
             self._bound = spool
         if self._at_once or self._inline:
             return  # each record takes the slow path, which flushes it, or looks at the time
-        if spool is not None and not self._outbox.aside_used and _has_gil():
+        if spool is not None and not self._outbox.aside_used and self._has_gil:
             # Half as far again when a flush did not succeed: it is tried again, but ever more seldom. Of sixteen
             # processes on two cores, one keeps the lock while it waits for a processor, and each try costs 15 us.
             at_least, tail = HEADER_BYTES + self._settings.buffer_size, spool.tail
