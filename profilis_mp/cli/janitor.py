@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from profilis_mp.cli.options import Unusable
+from profilis_mp.cli.progress import working
 from profilis_mp.cli.units import show_bytes
 from profilis_mp.cli.warnings import warnings_on_stderr
 
@@ -39,7 +40,8 @@ def run(directory: str, rules: dict[str, Any], *, once: bool, as_json: bool) -> 
     warnings_on_stderr()
     upkeep = Upkeep(**rules) if rules else None
     if once:
-        reports = sweep_once(directory, upkeep=upkeep)
+        with working("sweeping"):
+            reports = sweep_once(directory, upkeep=upkeep)
         for stream, report in reports.items():
             _say(stream, report, as_json=as_json, always=True)
         if not reports:

@@ -99,11 +99,13 @@ def recover(directory: str, as_json: bool) -> int:
     """
     from dataclasses import asdict
 
+    from profilis_mp.cli.progress import working
     from profilis_mp.cli.warnings import warnings_on_stderr
     from profilis_mp.sharedlog.recovery import recover
 
     warnings_on_stderr()
-    report = recover(existing(directory))
+    with working("recovering"):
+        report = recover(existing(directory))
     if as_json:
         print(json.dumps(asdict(report)))
         return 1 if report.failures else 0

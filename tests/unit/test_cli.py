@@ -339,6 +339,14 @@ def test_cat_draws_a_bar_where_its_lines_go_into_a_file(logs: Path, tmp_path: Pa
     assert b"reading" not in on_a_terminal("cat", str(logs))
 
 
+@pytest.mark.parametrize(("command", "what"), [(("recover",), b"recovering"), (("janitor", "--once"), b"sweeping")])
+def test_long_work_shows_a_bar_on_a_terminal_and_none_in_a_pipe(
+    logs: Path, command: tuple[str, ...], what: bytes
+) -> None:
+    assert what in on_a_terminal(*command, str(logs))
+    assert what.decode() not in run(*command, str(logs)).stderr
+
+
 # Monitoring.
 
 
