@@ -24,7 +24,7 @@ from errno import EMLINK, ENOTSUP, EPERM
 from profilis_mp.sharedlog.users import LEAVE, show_group, show_user
 from profilis_mp.sharedlog.words import open_regular
 
-__all__ = ["Access", "Settle", "create_settled"]
+__all__ = ["Access", "Settle", "create_settled", "remove_leftovers"]
 
 Settle = Callable[[int, bool], None]
 """Gives a file, by its descriptor, owner and mode; told whether it was just made. See ``Access.settle``."""
@@ -210,7 +210,25 @@ def create_settled(path: str, flags: int, mode: int, settle: Settle | None, scra
         return _created(path, flags, mode, settle)  # a file system without links
     finally:
         os.close(fd)
-        os.unlink(unfinished)
+        try:
+            os.unlink(unfinished)
+        except FileNotFoundError:
+            pass  # somebody took it for a leftover
+
+
+def remove_leftovers(scratch: str) -> None:
+    """Remove the second names that root left in ``scratch``, killed in `create_settled`. Raises nothing.
+
+    Such a name would keep the space of a segment taken long after that has expired. A file that has no other name yet
+    may be somebody's who is just creating it; it is empty.
+    """
+    try:
+        for name in os.listdir(scratch):
+            path = f"{scratch}/{name}"
+            if name.endswith(".new") and stat.S_ISREG((status := os.lstat(path)).st_mode) and status.st_nlink > 1:
+                os.unlink(path)
+    except OSError:
+        pass  # gone meanwhile, or not ours to remove: the next one tries again
 
 
 def _created(path: str, flags: int, mode: int, settle: Settle | None) -> int:

@@ -17,7 +17,7 @@ from profilis_mp.sharedlog import commit
 from profilis_mp.sharedlog.control import BadControl, Control
 from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.names import SegmentName
-from profilis_mp.sharedlog.ownership import Settle
+from profilis_mp.sharedlog.ownership import Settle, remove_leftovers
 from profilis_mp.sharedlog.paths import STATE_DIRECTORY, StreamPaths
 from profilis_mp.sharedlog.segment import OpenSegment, name_is_taken, sync_directory
 from profilis_mp.sharedlog.settings import Settings
@@ -188,6 +188,7 @@ class Stream:
                 name = names.after(name, now_ns, lambda text: name_is_taken(log, text))
         if self.settings.fsync != "never":
             sync_directory(log)
+        remove_leftovers(self.paths.state)
         return self._segment
 
     def seal(self) -> SegmentName | None:
