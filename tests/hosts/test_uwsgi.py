@@ -255,6 +255,37 @@ def test_workers_are_forked_while_a_thread_of_the_master_emits(tmp_path: Path) -
     check_account(tmp_path, answered)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start workers that are somebody else")
+@pytest.mark.parametrize("given", ["owner", "directory"])
+def test_unprivileged_workers_use_what_their_root_master_made(shared_directory: Path, given: str) -> None:
+    """With --master-as-root: the application is loaded, and has emitted, as root. (Otherwise nothing of it ever is.)"""
+    user, group = 65534, 65533
+    logs = shared_directory / "logs"
+    options: dict[str, object] = {"flush_interval": 0.05}
+    if given == "owner":
+        options["owner"] = [user, group]
+    else:
+        logs.mkdir()
+        os.chown(logs, user, group)
+    with uwsgi(
+        shared_directory, "--master-as-root", f"--uid={user}", f"--gid={group}", OPTIONS=json.dumps(options)
+    ) as site:
+        with clients(site, "work") as answered:
+            wait_until(lambda: len(answered) > 20 and site.is_settled())
+            assert all([site.ask("fill") for _ in range(4)]), "the workers open segments of their own"
+            assert {os.stat(f"/proc/{worker}").st_uid for worker in site.workers()} == {user}
+            assert kill(site.workers()[0])
+            asked = len(answered)
+            wait_until(lambda: len(answered) > asked + 20 and site.is_settled())
+            wait_until_logged(shared_directory, "who completes it after a SIGKILL: the other worker, no root at all")
+        for state in site.states().values():
+            assert (state["spool"], state["dropped"], state["flush_failures"]) == ("file", {}, {})
+        site.end(signal.SIGKILL)
+    assert not recover(logs).failures
+    check_account(shared_directory, answered)
+    assert {(path.stat().st_uid, path.stat().st_gid) for path in (logs, *logs.rglob("*"))} == {(user, group)}
+
+
 def wait_for_daemon(site: Site) -> int:
     found: list[int] = []
 
