@@ -272,7 +272,7 @@ def test_unprivileged_workers_use_what_their_root_master_made(shared_directory: 
     ) as site:
         with clients(site, "work") as answered:
             wait_until(lambda: len(answered) > 20 and site.is_settled())
-            assert all([site.ask("fill") for _ in range(4)]), "the workers open segments of their own"
+            assert all(site.ask("fill") for _ in range(4)), "the workers open segments of their own"
             assert {os.stat(f"/proc/{worker}").st_uid for worker in site.workers()} == {user}
             assert kill(site.workers()[0])
             asked = len(answered)
