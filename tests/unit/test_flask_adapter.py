@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flask
 import pytest
 from flask import Blueprint, Flask, Response, abort, redirect, request, send_file, stream_with_context
 from flask.sessions import SecureCookieSessionInterface
@@ -698,6 +699,16 @@ def test_without_its_wrapper_what_leaves_the_application_is_still_reported_once(
         cut_out.test_client().get(path)
     assert (seen.only["status"], seen.only["exception_type"]) == (500, name)
     assert current_span() is None
+
+
+def test_without_its_wrapper_a_failure_of_its_own_fails_no_request(
+    cut_out: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("no receivers today")
+
+    monkeypatch.setattr(flask.request_started, "connect", refuse)
+    assert cut_out.test_client().get("/users/7").status_code == 200
 
 
 def test_handled_http_exceptions_keep_their_handlers(app: Flask, seen: Seen) -> None:
