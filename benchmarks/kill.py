@@ -21,9 +21,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import orjson
 from common import ROUNDS, Report, Shared, ended, event, scratch, start_together
-from peers import OURS, PEERS, Appended, Buffered, Peer, available, lines_in, played
+from peers import OURS, PEERS, Appended, Buffered, Peer, available, numbers_in, played
 
 from profilis_mp import recover
 
@@ -95,14 +94,7 @@ def one_run(kind: type[Peer], seed: int) -> Outcome:
             frozen = PROCESSES - KILLED
         if kind in OURS:
             recover(directory)
-        found: Counter[tuple[int, int]] = Counter()
-        torn = 0
-        for line in lines_in(directory):
-            try:
-                one = orjson.loads(line)
-                found[one["worker"], one["seq"]] += 1
-            except (orjson.JSONDecodeError, KeyError, TypeError):
-                torn += 1
+        found, torn = numbers_in(directory)
     on_disk = Counter(worker for worker, number in found if number < returned[worker])
     lost = [returned[number] - on_disk[number] for number in range(PROCESSES)]
     acknowledged = sum(returned[number] for number in range(PROCESSES))

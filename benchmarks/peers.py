@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ __all__ = [
     "Peer",
     "available",
     "lines_in",
+    "numbers_in",
     "played",
 ]
 
@@ -347,6 +349,19 @@ def lines_in(directory: str) -> Iterator[bytes]:
             continue
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             yield from file
+
+
+def numbers_in(directory: str) -> tuple[Counter[tuple[int, int]], int]:
+    """How often each event is there, by its worker and its number, and how many lines are torn."""
+    found: Counter[tuple[int, int]] = Counter()
+    torn = 0
+    for line in lines_in(directory):
+        try:
+            one = orjson.loads(line)
+            found[one["worker"], one["seq"]] += 1
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            torn += 1
+    return found, torn
 
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)  # forks of processes with threads

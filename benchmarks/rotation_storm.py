@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-import orjson
 from common import ROUNDS, Report, ended, event, few, scratch, spread, start_together
-from peers import OURS, PEERS, Peer, available, lines_in, played
+from peers import OURS, PEERS, Peer, available, numbers_in, played
 
 PROCESSES = 4
 EVENTS = few(200_000)  # of all processes together, for the fast
@@ -44,14 +42,7 @@ def one_run(kind: type[Peer], rotate_bytes: int) -> tuple[float, int, int, int, 
             return time.perf_counter() - started
 
         elapsed = played(host)
-        found: Counter[tuple[int, int]] = Counter()
-        torn = 0
-        for line in lines_in(directory):
-            try:
-                one = orjson.loads(line)
-                found[one["worker"], one["seq"]] += 1
-            except (orjson.JSONDecodeError, KeyError, TypeError):
-                torn += 1
+        found, torn = numbers_in(directory)
     there = events * PROCESSES
     return there / elapsed, there, there - len(found), found.total() - len(found), torn
 

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import cli_reference
 import pytest
-from processes import fork, reap, running, wait_until
+from processes import Signal, fork, reap, running, wait_until
 
 from profilis_mp import JSONLExporter
 from profilis_mp.account import Account, segments_of, take_account
@@ -31,6 +31,22 @@ ROOT = Path(__file__).parents[2]
 
 def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=120, **options)
+
+
+@contextmanager
+def alive_with(function: str, directory: Path) -> Iterator[None]:
+    """Another process that has emitted one event, flushes nothing and lives on, for the length of a block."""
+    emitted = Signal()
+
+    def wait() -> None:
+        exporter = JSONLExporter(directory, flush_interval=1000)
+        exporter.emit(fn_event(function, 1))
+        emitted.send()
+        signal.pause()
+
+    with running(wait):
+        emitted.wait()
+        yield
 
 
 @contextmanager
@@ -196,21 +212,10 @@ def test_since_and_until_choose_by_the_time_of_the_event(tmp_path: Path) -> None
 
 
 def test_unflushed_events_of_a_living_process_are_shown_when_asked_for(tmp_path: Path) -> None:
-    ready, tell = os.pipe()
-
-    def wait() -> None:
-        exporter = JSONLExporter(tmp_path, flush_interval=1000)
-        exporter.emit(fn_event("waiting", 1))
-        os.write(tell, b"1")
-        signal.pause()
-
-    with running(wait):
-        assert os.read(ready, 1) == b"1"
+    with alive_with("waiting", tmp_path):
         assert "waiting" in run("tail", str(tmp_path), "--unflushed").stdout
         assert "waiting" in run("cat", str(tmp_path), "--unflushed").stdout
         assert "waiting" not in run("cat", str(tmp_path)).stdout
-    os.close(ready)
-    os.close(tell)
 
 
 def test_who_may_read_segments_only_names_the_stream(capfd: pytest.CaptureFixture[str]) -> None:
@@ -417,16 +422,7 @@ def test_a_directory_without_a_log_is_unhealthy(tmp_path: Path, command: str) ->
 
 
 def test_rotate_seals_what_was_emitted_before_it_and_opens_nothing(tmp_path: Path) -> None:
-    emitted, tell = os.pipe()
-
-    def wait() -> None:
-        exporter = JSONLExporter(tmp_path, flush_interval=1000)
-        exporter.emit(fn_event("before", 1))
-        os.write(tell, b"1")
-        signal.pause()
-
-    with running(wait):
-        assert os.read(emitted, 1) == b"1"
+    with alive_with("before", tmp_path):
         done = run("rotate", str(tmp_path))
         assert done.returncode == 0, done.stderr
         (segment,) = segments_of(str(tmp_path))
@@ -438,8 +434,6 @@ def test_rotate_seals_what_was_emitted_before_it_and_opens_nothing(tmp_path: Pat
         elder, younger = segments_of(str(tmp_path))
         assert elder == segment
         assert "after" in Path(younger).read_text()
-    os.close(emitted)
-    os.close(tell)
 
 
 def test_rotate_does_not_seal_an_empty_segment(logs: Path) -> None:
