@@ -39,9 +39,9 @@ class StreamPaths:
     def create(self, access: Access, make: Callable[[], _T], troubles: list[str]) -> _T:
         """Create what is missing, and make something in it; returns what was made.
 
-        Begins anew when a directory goes meanwhile: somebody removed it, or another of root's processes, which started
-        at the same moment, renamed its own over this one that was still empty. Who was content with a spool in memory
-        then lost its events when it was killed.
+        Begins anew when a directory goes meanwhile: somebody removes it, or another of root's processes, which starts
+        at the same moment, renames its own over this one that is still empty. A spool in memory would not do then: its
+        events die with its process.
 
         Args:
             access: Whose they shall be, and who else may use them.
@@ -52,14 +52,14 @@ class StreamPaths:
             LogDirectoryError: A part of the state directory is a symbolic link or no directory.
             OSError: No permission, no space.
         """
-        for left in reversed(range(_ATTEMPTS)):
+        for _ in range(_ATTEMPTS - 1):
             try:
                 self._create_directories(access, troubles)
                 return make()
             except FileNotFoundError:
-                if not left:
-                    raise
-        raise AssertionError("the last attempt returns or raises")
+                pass
+        self._create_directories(access, troubles)
+        return make()
 
     def _create_directories(self, access: Access, troubles: list[str]) -> None:
         troubles += access.make_directories(self.log)
