@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import flask
 import pytest
 from flask import Blueprint, Flask, Response, abort, redirect, request, send_file, stream_with_context
 from flask.sessions import SecureCookieSessionInterface
@@ -707,7 +706,7 @@ def test_without_its_wrapper_a_failure_of_its_own_fails_no_request(
     def refuse(*_: object) -> None:
         raise RuntimeError("no receivers today")
 
-    monkeypatch.setattr(flask.request_started, "connect", refuse)
+    monkeypatch.setattr(request_started, "connect", refuse)
     assert cut_out.test_client().get("/users/7").status_code == 200
 
 
