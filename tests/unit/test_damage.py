@@ -70,10 +70,19 @@ def active(logs: Path) -> Path:
     return Path(segments_of(str(logs))[-1])
 
 
-def everything(logs: Path) -> bytes:
-    """What the plain segments hold, in the order of writing; nothing is read through a link."""
+def contents(logs: Path) -> list[bytes]:
+    """What each plain segment holds, in the order of writing; nothing is read through a link."""
     found = [Path(path) for path in segments_of(str(logs))]
-    return b"".join(path.read_bytes() for path in found if path.is_file() and not path.is_symlink())
+    return [path.read_bytes() for path in found if path.is_file() and not path.is_symlink()]
+
+
+def everything(logs: Path) -> bytes:
+    return b"".join(contents(logs))
+
+
+def lines_in(logs: Path) -> list[bytes]:
+    """Each line, and what is torn at the end of one segment apart from the first line of the next."""
+    return [line for content in contents(logs) for line in content.splitlines(keepends=True)]
 
 
 def set_aside(logs: Path) -> list[str]:
@@ -545,7 +554,7 @@ def test_two_writing_processes_lose_nothing_emitted_after_the_damage(logs: Path,
         assert [reap(pid) for pid in pids] == [0, 0]
     assert not spools_of(logs)
     numbers: dict[int, list[int]] = {0: [], 1: []}
-    for line in everything(logs).splitlines():
+    for line in lines_in(logs):
         try:
             event = json.loads(line)
             numbers[event["worker"]].append(event["seq"])
@@ -620,7 +629,7 @@ def test_damage_at_any_step_of_a_flush_costs_nothing_emitted_after_it(tmp_path: 
             writer.write(record)
         assert writer.close() or writer.close(), (step, writer.stats())
         assert writer.stats()["dropped"] == {}, step
-        lines = everything(logs).splitlines(keepends=True)
+        lines = lines_in(logs)
         assert [line for line in lines if line.startswith(b"after")] == after, step
         if damage not in (delete_segment, delete_logs):
             assert [line for line in lines if line.startswith(b"waiting")] == waiting, step
@@ -770,9 +779,7 @@ def test_dead_processs_garbled_spool_is_set_aside_and_the_others_are_drained(log
     garble(bad)
     report = recover(logs)
     assert (report.dead_spools, report.set_aside, report.failures) == (4, [str(bad)], [])
-    assert sorted(everything(logs).splitlines(keepends=True)) == sorted(
-        record for path, record in zip(spools, records, strict=True) if path != bad
-    )
+    assert sorted(lines_in(logs)) == sorted(record for path, record in zip(spools, records, strict=True) if path != bad)
     assert set_aside(logs)
     assert recover(logs).set_aside == []
 
@@ -804,7 +811,7 @@ def test_helper_sets_a_garbled_spool_aside_and_helps_the_others(make: MakeWriter
     garble_header(bad)
     writer = make(flush_interval=0.02)
     writer.write(b"living\n")
-    wait_until(lambda: len(everything(logs).splitlines()) == 4)
+    wait_until(lambda: len(lines_in(logs)) == 4)
     wait_until(lambda: set_aside(logs))
     assert writer.close()
 
@@ -817,7 +824,7 @@ def test_helper_is_not_stopped_by_a_garbled_frame(make: MakeWriter, logs: Path) 
     framed.rename(first)
     overwrite(first, 4096, b"\xff" * 8)
     make(flush_interval=0.02).write(b"living\n")
-    wait_until(lambda: len(everything(logs).splitlines()) >= 7, timeout_s=5.0, what="the spools after the garbled one")
+    wait_until(lambda: len(lines_in(logs)) >= 7, timeout_s=5.0, what="the spools after the garbled one")
 
 
 @pytest.mark.parametrize("length", [0, 100, 4096, 5000])
