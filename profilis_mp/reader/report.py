@@ -41,9 +41,14 @@ class ReadReport:
         counts = (self.torn, self.oversize, self.expired_segments, self.damaged_segments, self.damaged_spools)
         return not any(counts)
 
+    @property
+    def names_enough(self) -> bool:
+        """Whether further findings are only counted."""
+        return len(self.findings) >= _NAMED
+
     def find(self, text: str) -> None:
         """Name a finding, unless enough are named already."""
-        if len(self.findings) < _NAMED:
+        if not self.names_enough:
             self.findings.append(text)
 
     def find_torn(self, file: str, offset: int, line: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import sys
 import tempfile
 import threading
 import tracemalloc
@@ -192,6 +193,29 @@ def test_garbled_compressed_segment_is_counted_and_the_next_is_read(tmp_path: Pa
     assert seen[-1] == {"last": 1}
     assert reader.report.damaged_segments == 1
     assert packed.name in reader.report.findings[0]
+
+
+def test_a_file_full_of_torn_lines_takes_no_more_steps_for_each_than_a_short_one(tmp_path: Path) -> None:
+    def steps(lines: int) -> int:
+        directory = tmp_path / str(lines)
+        directory.mkdir()
+        write_segments(directory, b"x\n" * lines)
+        taken = 0
+
+        def count(frame: object, event: str, argument: object) -> None:
+            nonlocal taken
+            taken += 1
+
+        reader = read_events(directory)
+        sys.setprofile(count)
+        try:
+            assert list(reader) == []
+        finally:
+            sys.setprofile(None)
+        assert reader.report.torn == lines
+        return taken
+
+    assert steps(8_000) < 3 * steps(4_000)
 
 
 def test_missing_zstd_is_an_error_that_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
