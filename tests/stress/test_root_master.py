@@ -243,6 +243,7 @@ def test_whoever_is_not_root_keeps_what_it_makes_and_is_told_once(shared_directo
     check_log(directory, {0: 1})
 
 
+@pytest.mark.sweep
 def test_processes_that_start_at_once_all_have_their_spool_on_disk(shared_directory: Path) -> None:
     """Each of root's renames its own directory into place, over one that another has just made and not yet used."""
     processes = 8
