@@ -9,61 +9,27 @@ each other.
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.sharedlog import commit
+from profilis_mp.sharedlog.aside import Aside, age
+from profilis_mp.sharedlog.counters import Counters
 from profilis_mp.sharedlog.names import SegmentName
 from profilis_mp.sharedlog.settings import Settings
-from profilis_mp.sharedlog.spool import FRAME_BYTES, BadSpool, Spool
+from profilis_mp.sharedlog.spool import BadSpool, Spool
 from profilis_mp.sharedlog.stream import Stream, StreamPaths
-from profilis_mp.sharedlog.users import why_not
+from profilis_mp.sharedlog.supply import Supply, explained
 from profilis_mp.threads import is_serving
 
-__all__ = ["Counters", "Outbox"]
+__all__ = ["Outbox"]
 
-_ASIDE_BYTES = 64 * 1024
 _FIRST_BACKOFF_S = 0.05
 _LONGEST_BACKOFF_S = 1.0
-_REASONS = {
-    errno.ENOSPC: "no_space",
-    errno.EDQUOT: "quota",
-    errno.EFBIG: "file_too_big",
-    errno.EIO: "io_error",
-    errno.EMFILE: "too_many_files",
-    errno.ENFILE: "too_many_files",
-    errno.EACCES: "permission",
-    errno.EPERM: "permission",
-    errno.EROFS: "read_only",
-}
-
-
-def _age(spool: Spool) -> int:
-    return spool.created_ns
-
-
-class Counters:
-    """What happened to this process's records since it started, or was forked.
-
-    Attributes:
-        events: Records accepted, less those that the fast path will have counted: negative in a forked child, where
-            the fast path has also counted the parent's.
-        dropped: Records not written, by reason.
-        flush_failures: Flushes that could not be done and were put off, by reason.
-        flushes: Flushes done by this process for itself.
-        aside: Records that went to a spool aside.
-    """
-
-    def __init__(self, events: int = 0) -> None:
-        self.events = events
-        self.dropped: dict[str, int] = {}
-        self.flush_failures: dict[str, int] = {}
-        self.flushes = 0
-        self.aside = 0
 
 
 class Outbox:
@@ -71,93 +37,27 @@ class Outbox:
 
     Attributes:
         spool: The main spool; None before the first record.
-        aside_used: Whether a spool aside may hold records, which must go out before younger lines do.
+        aside: The others.
         elders: Flushes what an earlier outbox of this process could not, and returns False when another process kept
             the directory lock; None when there is no such thing.
     """
 
     def __init__(self, paths: StreamPaths, settings: Settings, counters: Counters) -> None:
+        self._supply = Supply(paths, settings, counters)
         self.spool: Spool | None = None
-        self.aside_used = False
+        self.aside = Aside(partial(self._supply.create, framed=True), settings.spool_bytes)
         self.elders: Callable[[float], bool] | None = None
         self._paths = paths
         self._settings = settings
         self._counters = counters
         self._stream = Stream(paths, settings)
-        self._aside: list[Spool] = []
-        self._made: list[Spool] = []  # all spools aside, those that somebody has off just now among them
-        self._takers: set[object] = set()  # who has taken spools off _aside, and will put them back
-        self._youngest_used = 0  # of the spools aside that were appended to since all were empty: when it was created
-        self._zero_ns = time.time_ns() - time.monotonic_ns()  # ages must not depend on who steps the clock meanwhile
-        self._first_ns: dict[None, int] = {}  # when the first spool was made; a dict, for its atomic setdefault
-        self._failure = "spool_full"
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF_S
         self._waited_in_vain = False
-        self._flushes_alone = False
 
     def spools(self) -> list[Spool]:
         """All of them, the main one first."""
-        return [spool for spool in (self.spool, *self._aside) if spool is not None]
-
-    # Aside.
-
-    def append_aside(self, record: bytes) -> bool:
-        """Append to a framed spool that nobody else uses right now; returns whether there was room.
-
-        Needs no mutex: who takes the spools off has them alone, even from within an interrupted append.
-        """
-        taken: list[Spool] = []
-        taker = object()
-        fits = False
-        try:
-            self._takers.add(taker)
-            self.aside_used = True
-            while not fits and (not taken or self._aside):
-                # In one step, which nothing can come between: nobody else has these now. Again, if some have come back
-                # meanwhile (from a signal handler that interrupted this): the youngest may be among them.
-                back, self._aside = self._aside, []
-                taken.extend(back)
-                taken.sort(key=_age)
-                fits = self._append_behind(taken, record) or (not self._aside and self._append_anew(taken, record))
-                if not taken:
-                    break  # none could be made
-        finally:
-            try:
-                self._aside.extend(taken)
-            finally:
-                self._takers.discard(taker)
-        self._counters.aside += fits
-        return fits
-
-    def _append_behind(self, taken: list[Spool], record: bytes) -> bool:
-        """Append to one of these, behind all that is in them, and in one that somebody else has off just now.
-
-        Not into a gap before it: the order of records is the order of spools.
-        """
-        used = [number for number, spool in enumerate(taken) if spool.unflushed]
-        for spool in taken[used[-1] if used else 0 :]:
-            if spool.created_ns >= self._youngest_used and spool.append(record):
-                self._used(spool)
-                return True
-        return False
-
-    def _append_anew(self, taken: list[Spool], record: bytes) -> bool:
-        """Append to another spool, unless too much waits in these; it is one of them then."""
-        if sum(spool.unflushed for spool in taken) >= self._settings.spool_bytes:
-            return False
-        another = self._create(max(_ASIDE_BYTES, len(record) + FRAME_BYTES), framed=True)
-        if another is None:
-            return False
-        self._made.append(another)
-        taken.append(another)
-        fits = another.append(record)
-        self._used(another)
-        return fits
-
-    def _used(self, spool: Spool) -> None:
-        if spool.created_ns > self._youngest_used:  # no call in between: another thread may have used a younger one
-            self._youngest_used = spool.created_ns
+        return [spool for spool in (self.spool, *self.aside.ready) if spool is not None]
 
     def append_line(self, record: bytes) -> bool:
         """Append to the main spool; returns whether there was room."""
@@ -166,6 +66,12 @@ class Outbox:
     def unflushed(self) -> int:
         """Bytes in all spools."""
         return sum(spool.unflushed for spool in self.spools())
+
+    def append_aside(self, record: bytes) -> bool:
+        """Append to a spool aside; returns whether there was room. Needs no mutex: see `Aside`."""
+        fits = self.aside.append(record)
+        self._counters.aside += fits
+        return fits
 
     # Flushing.
 
@@ -191,10 +97,10 @@ class Outbox:
                     return False
                 time.sleep(50e-6)
         except LockTimeout:
-            self._failure = "lock_timeout"
+            self._counters.reason = "lock_timeout"
             if timeout_s:
                 self._waited_in_vain = True
-                self._count_failure()
+                self._counters.count_failure()
             return False
         except BadSpool as reason:
             self._replace_damaged(reason)
@@ -211,8 +117,8 @@ class Outbox:
         self._retry_at = 0.0
         self._backoff = _FIRST_BACKOFF_S
         self._waited_in_vain = False
-        if len(self._aside) > 1:
-            self._remove_empty()
+        if len(self.aside.ready) > 1:
+            self.aside.remove_empty()
         return True
 
     def _flush_elders(self, timeout_s: float) -> None:
@@ -221,53 +127,33 @@ class Outbox:
                 raise LockTimeout(self._paths.lock, timeout_s)
             self.elders = None
 
-    def _remove_empty(self) -> None:
-        """Remove the spools aside that are empty, but one: each is two descriptors, and threads that meet make many."""
-        taken: list[Spool] = []
-        taker = object()
-        try:
-            self._takers.add(taker)
-            taken, self._aside = self._aside, []
-            taken.sort(key=_age)
-            for spool in taken[:-1]:
-                if not spool.unflushed:
-                    taken.remove(spool)
-                    self._made.remove(spool)
-                    spool.unlink()
-                    spool.close()
-        finally:
-            try:
-                self._aside.extend(taken)
-            finally:
-                self._takers.discard(taker)
-
     def _flush(self, timeout_s: float) -> bool:
         """Flush once; returns False where somebody has spools off, so that not all could be flushed."""
-        stream = self._stream
-        aside: list[Spool] = []
+        stream, aside = self._stream, self.aside
+        taken: list[Spool] = []
         try:
-            aside, self._aside = self._aside, []
-            aside.sort(key=_age)
+            taken, aside.ready = aside.ready, []
+            taken.sort(key=age)
             # Somebody may have some of them off just now, with elder records in them than there are in the others, but
-            # not than in the main spool, which takes none while aside_used. So only that goes now.
+            # not than in the main spool, which takes none while aside.used. So only that goes now.
             own = [] if self.spool is None else [self.spool]
-            spools = own if self._takers else [*own, *aside]
-            stream.acquire(timeout_s, [*own, *aside])
+            spools = own if aside.takers else [*own, *taken]
+            stream.acquire(timeout_s, [*own, *taken])
             for spool in spools:
                 spool.check()
                 commit.flush(stream, spool)
                 spool.reset()
             # No call, so nobody comes between: who puts something aside meanwhile is, or was, a taker.
-            self.aside_used = not (not self._takers and not self._aside and not (aside and spools is own))
-            if not self.aside_used:
-                self._youngest_used = 0
-            return spools is not own or not self.aside_used
+            aside.used = not (not aside.takers and not aside.ready and not (taken and spools is own))
+            if not aside.used:
+                aside.youngest_used = 0
+            return spools is not own or not aside.used
         finally:
             # C calls only, one each: a second exception, thrown in here, comes after them.
             try:
                 stream.give_back()
             finally:
-                self._aside.extend(aside)
+                aside.ready.extend(taken)
 
     def may_retry(self) -> bool:
         """Whether a flush is worth trying: always, but for a while after the file system refused one."""
@@ -297,9 +183,8 @@ class Outbox:
 
     def drop(self) -> None:
         """Count a record that nothing has room for, by the reason why the last flush failed."""
-        dropped, reason = self._counters.dropped, self._failure
-        dropped.setdefault(reason, 0)
-        dropped[reason] += 1  # without a call in between: threads that cannot get in count here, too
+        reason = self._counters.reason
+        self._counters.count_dropped(reason)
         diagnostics.warn(
             f"dropped:{reason}", f"{self._settings.dir}: an event was dropped because the spool is full: {reason}"
         )
@@ -332,7 +217,7 @@ class Outbox:
     def replace(self, capacity: int) -> bool:
         """Put a spool of that capacity in the place of the empty main one; returns whether there is one now."""
         elder = self.spool
-        spool = self._create(max(capacity, self._settings.spool_bytes), framed=False)
+        spool = self._supply.create(max(capacity, self._settings.spool_bytes), framed=False)
         if spool is None:
             return False
         if spool.path is None and elder is not None and elder.path is None and elder.takes(capacity):
@@ -349,7 +234,7 @@ class Outbox:
         """Whether no other process could flush a spool: it is in memory, somebody removed its file, or it is another
         user's than the stream, whose helpers may not open it."""
         spools = self.spools()
-        return not all(spool.is_in_place() for spool in spools) or (self._flushes_alone and self.unflushed() > 0)
+        return not all(spool.is_in_place() for spool in spools) or (self._supply.flushes_alone and self.unflushed() > 0)
 
     def mind_its_file(self) -> None:
         """Replace the main spool if it is empty and has lost its file, or never had one."""
@@ -370,9 +255,10 @@ class Outbox:
 
         Who has spools aside off meanwhile calls this again, once they are back.
         """
-        # Off in one step each, as for `append_aside`: nobody appends to what is removed here, nor closes it as well.
+        # Off in one step each, as `Aside` says: nobody appends to what is removed here, nor closes it as well.
         own, self.spool = self.spool, None
-        aside, self._aside = self._aside, []
+        others = self.aside
+        aside, others.ready = others.ready, []
         for spool in aside if own is None else [own, *aside]:
             if not spool.unflushed:
                 spool.unlink()
@@ -388,9 +274,7 @@ class Outbox:
         except BadSpool:
             records = []
         number = len(records) if spool.framed else sum(record.count(b"\n") for record in records)
-        dropped = self._counters.dropped
-        dropped.setdefault("no_spool_file", 0)
-        dropped["no_spool_file"] += number
+        self._counters.count_dropped("no_spool_file", number)
         self._counters.events -= number
         diagnostics.warn(
             "dropped:no_spool_file",
@@ -408,56 +292,11 @@ class Outbox:
         for spool in self._all():
             spool.close()
         self.spool = None
-        self._aside = []
+        self.aside.ready = []
         self._stream.close()
 
     def _all(self) -> list[Spool]:
-        return self._made if self.spool is None else [self.spool, *self._made]
-
-    def _create(self, capacity: int, *, framed: bool) -> Spool | None:
-        """A spool on disk, or in memory when there cannot be one; None when there is no memory either."""
-        access, troubles = self._settings.access, list[str]()
-        now_ns = self._zero_ns + time.monotonic_ns()
-        # Whoever flushes goes by age. The main spool comes first, whenever it was made or replaced: it takes nothing
-        # while there is anything aside.
-        first_ns = self._first_ns.setdefault(None, now_ns)
-        created_ns = now_ns if framed else first_ns - 1
-
-        def settle(fd: int, made: bool) -> None:
-            trouble = access.settle(fd, access.private_mode, self._paths.state, made=made)
-            if trouble:
-                troubles.append(trouble)
-
-        def make() -> Spool:
-            user = os.stat(self._paths.spools).st_uid
-            spool = Spool.create(
-                self._paths.spools,
-                capacity,
-                self._settings.limits,
-                framed=framed,
-                created_ns=created_ns,
-                mode=access.private_mode,
-                settle=settle,
-            )
-            self._flushes_alone = user != os.fstat(spool.fd).st_uid and access.private_mode == 0o600
-            return spool
-
-        try:
-            return self._paths.create(access, make, troubles)
-        except OSError as error:
-            self._failure = _REASONS.get(error.errno or 0, "os_error")
-            diagnostics.warn(
-                "memory_spool",
-                f"{self._paths.spools}: no spool can be created, so events are kept in memory, and die with their "
-                f"process, until one can: {_explained(error)}",
-            )
-        finally:
-            for trouble in troubles:
-                diagnostics.warn("owner", trouble)
-        try:
-            return Spool.in_memory(capacity, framed=framed, created_ns=created_ns)
-        except OSError:
-            return None
+        return self.aside.made if self.spool is None else [self.spool, *self.aside.made]
 
     def _replace_damaged(self, reason: BadSpool) -> None:
         """Somebody wrote into a spool: set it aside with whatever it holds, and go on with another."""
@@ -466,10 +305,10 @@ class Outbox:
                 continue
             if spool is not self.spool:
                 try:
-                    self._aside.remove(spool)
+                    self.aside.ready.remove(spool)
                 except ValueError:
                     continue  # another thread has it off just now: the next flush finds it
-                self._made.remove(spool)
+                self.aside.made.remove(spool)
             if spool.path is not None:
                 self._stream.set_aside(spool.path, reason)
             if spool is self.spool:
@@ -478,23 +317,12 @@ class Outbox:
             spool.close()
 
     def _put_off(self, error: OSError) -> None:
-        self._failure = _REASONS.get(error.errno or 0, "os_error")
-        self._count_failure()
+        self._counters.blame(error)
+        self._counters.count_failure()
         self._retry_at = time.monotonic() + self._backoff
         self._backoff = min(self._backoff * 2, _LONGEST_BACKOFF_S)
         diagnostics.warn(
-            f"flush:{self._failure}",
+            f"flush:{self._counters.reason}",
             f"{self._settings.dir}: a flush failed; its events wait in the spool and it is tried again: "
-            f"{_explained(error)}",
+            f"{explained(error)}",
         )
-
-    def _count_failure(self) -> None:
-        failures = self._counters.flush_failures
-        failures[self._failure] = failures.get(self._failure, 0) + 1
-
-
-def _explained(error: OSError) -> str:
-    """The error, and of a permission that is missing also whose what is."""
-    if isinstance(error, PermissionError) and isinstance(error.filename, str):
-        return f"{error}; {why_not(error.filename)}"
-    return str(error)

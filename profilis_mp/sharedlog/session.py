@@ -32,11 +32,12 @@ from typing import Literal, TypeVar
 from profilis_mp import diagnostics
 from profilis_mp.errors import LockTimeout
 from profilis_mp.forkmark import fork_mark
+from profilis_mp.sharedlog.counters import Counters
 from profilis_mp.sharedlog.fastpath import FastPath
 from profilis_mp.sharedlog.helper import Helper
 from profilis_mp.sharedlog.helping import Helping
 from profilis_mp.sharedlog.names import SegmentName
-from profilis_mp.sharedlog.outbox import Counters, Outbox
+from profilis_mp.sharedlog.outbox import Outbox
 from profilis_mp.sharedlog.settings import Settings
 from profilis_mp.sharedlog.spool import HEADER_BYTES, Spool
 from profilis_mp.sharedlog.stream import StreamPaths
@@ -149,9 +150,9 @@ class Session:
             if self._settings.opened is not None:
                 self._settings.opened(self._settings)
         line = is_line(record)
-        if outbox.aside_used or (not line and outbox.unflushed()):
+        if outbox.aside.used or (not line and outbox.unflushed()):
             outbox.flush(0.0)  # what came first goes first; while the lock is busy, lines queue up aside as well
-        append = outbox.append_line if line and not outbox.aside_used else outbox.append_aside
+        append = outbox.append_line if line and not outbox.aside.used else outbox.append_aside
         self._count(append(record) or (outbox.make_room(len(record) if line else 0) and append(record)))
         try:
             self._flush_if_due()
@@ -244,12 +245,12 @@ class Session:
             self._bound = spool
         if self._at_once or self._inline:
             return  # each record takes the slow path, which flushes it, or looks at the time
-        if spool is not None and not self._outbox.aside_used and self._has_gil:
+        if spool is not None and not self._outbox.aside.used and self._has_gil:
             # Half as far again when a flush did not succeed: it is tried again, but ever more seldom. Of sixteen
             # processes on two cores, one keeps the lock while it waits for a processor, and each try costs 15 us.
             at_least, tail = HEADER_BYTES + self._settings.buffer_size, spool.tail
             self._fast.resume(tail, min(spool.size, max(at_least, tail + spool.used // 2)))
-            if self._outbox.aside_used:
+            if self._outbox.aside.used:
                 self._fast.stop()  # set meanwhile by who could not get in: what comes after that must not overtake it
 
     def _may_enter(self, timeout_s: float) -> bool:

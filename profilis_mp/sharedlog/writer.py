@@ -25,9 +25,9 @@ from profilis_mp.janitor.role import role_of
 from profilis_mp.janitor.upkeep import Upkeep
 from profilis_mp.sharedlog import forks
 from profilis_mp.sharedlog.control import BadControl, Control
+from profilis_mp.sharedlog.counters import Counters
 from profilis_mp.sharedlog.fastpath import NO_FAST_PATH, Door, Encoding, fast_path
 from profilis_mp.sharedlog.names import SegmentNames
-from profilis_mp.sharedlog.outbox import Counters
 from profilis_mp.sharedlog.segment import name_is_taken
 from profilis_mp.sharedlog.session import Session
 from profilis_mp.sharedlog.settings import Fsync, OnFull, Settings, check_log_directory

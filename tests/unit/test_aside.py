@@ -16,6 +16,7 @@ from checks import check_log
 from processes import fork, reap, wait_until
 
 from profilis_mp import JSONLExporter, SharedWriter, read_lines, recover
+from profilis_mp.sharedlog.aside import Aside
 from profilis_mp.sharedlog.outbox import Outbox
 from profilis_mp.sharedlog.paths import StreamPaths
 from profilis_mp.sharedlog.spool import Spool
@@ -173,7 +174,7 @@ def test_child_keeps_no_spool_open_that_a_thread_of_its_parents_had_off(tmp_path
     lock = directory_lock(tmp_path)
     flushing = threading.Thread(target=writer.flush, args=(60,))
     flushing.start()
-    wait_until(lambda: not writer._session._outbox._aside)
+    wait_until(lambda: not writer._session._outbox.aside.ready)
 
     def look() -> None:
         os.close(lock)
@@ -245,7 +246,7 @@ def test_events_of_a_thread_keep_their_order_whatever_others_have_off(
     younger_goes.set()
     threads[younger].join(10)
     assert exporter.flush()
-    assert len(outbox._aside) == 1
+    assert len(outbox.aside.ready) == 1
     assert exporter.close()
     check_log(tmp_path, {0: 2, 1: 2, 2: 2})
 
@@ -284,16 +285,16 @@ def test_an_append_that_was_interrupted_goes_behind_what_came_meanwhile(
     exporter.emit({"worker": 0, "seq": 0})
     outbox = exporter._writer._session._outbox
     assert outbox.append_aside(b'{"worker":0,"seq":1}\n')
-    behind = Outbox._append_behind
+    behind = Aside._append_behind
     interrupted: list[bool] = []
 
-    def interrupt(this: Outbox, taken: list[Spool], record: bytes) -> bool:
+    def interrupt(this: Aside, taken: list[Spool], record: bytes) -> bool:
         if not interrupted:
             interrupted.append(True)
-            assert this.append_aside(b'{"worker":1,"seq":0}\n')
+            assert this.append(b'{"worker":1,"seq":0}\n')
         return behind(this, taken, record)
 
-    monkeypatch.setattr(Outbox, "_append_behind", interrupt)
+    monkeypatch.setattr(Aside, "_append_behind", interrupt)
     assert outbox.append_aside(b'{"worker":0,"seq":2}\n')
     assert interrupted
     assert exporter.close()
