@@ -26,6 +26,9 @@ from profilis_mp.sharedlog.spool import TAIL, Spool
 
 __all__ = ["NO_FAST_PATH", "Door", "Encoding", "FastPath", "fast_path"]
 
+# The lines of `append`, from its `def` on, in which it may have the spool; a test compares them with the source.
+_USING = range(19, 33)
+
 
 class Encoding(NamedTuple):
     """How items become records on the fast path.
@@ -70,7 +73,7 @@ class FastPath(NamedTuple):
         resume: Takes the tail, and the offset in the spool up to which an append needs no thought.
         forked: Whether it was bound in a parent of this process.
         free: Forgets an append that was under way in a parent's thread.
-        is_append: Whether a frame is an append that is using the spool.
+        is_append: Whether a frame is an append that may be using the spool.
     """
 
     door: Callable[[Callable[[bytes], None]], Door]
@@ -136,7 +139,6 @@ def fast_path(encoding: Encoding) -> FastPath:
                 raise
             if not waiting:
                 busy = False
-                waiting = True  # for is_append: this one is done with the spool
             try:
                 otherwise(line)
             except RecursionError:
@@ -179,10 +181,13 @@ def fast_path(encoding: Encoding) -> FastPath:
         busy = False
 
     def is_append(frame: FrameType) -> bool:
-        if frame.f_code.co_name != "append" or frame.f_code.co_filename != __file__:
+        # By its line, not by its variables: up to Python 3.12 a look at f_locals has the next trace event of that frame
+        # put them all back, those of the closure too, to what they were at the look. (So another writer's append is one
+        # as well, and one that found the spool taken: who asks then goes aside, and need not have.)
+        code = frame.f_code
+        if code.co_name != "append" or code.co_filename != __file__:
             return False
-        names = frame.f_locals
-        return names.get("mend") is mend and names.get("waiting") is False
+        return frame.f_lineno is not None and frame.f_lineno - code.co_firstlineno in _USING
 
     return FastPath(
         door,

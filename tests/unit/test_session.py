@@ -21,6 +21,7 @@ from checks import check_log
 from processes import fork, reap, running
 
 from profilis_mp import AsyncCollector, JSONLExporter, SharedWriter, recover
+from profilis_mp.sharedlog import fastpath
 from profilis_mp.sharedlog.lock import KeptLock
 from profilis_mp.sharedlog.paths import StreamPaths
 from profilis_mp.sharedlog.segment import OpenSegment
@@ -41,6 +42,43 @@ def test_nothing_can_come_between_the_swap_and_the_end_of_an_append(tmp_path: Pa
     section = instructions[stores[0] - 3 : stores[1] + 1]
     assert "tail" in [one.argval for one in section if one.opname == "STORE_DEREF"], "this is not the section meant"
     assert not [one.opname for one in section if one.opname.startswith(MOMENTS)]
+
+
+def test_an_append_is_known_by_the_lines_between_its_first_store_of_busy_and_its_last(tmp_path: Path) -> None:
+    code, line, lines = append_code(tmp_path), 0, set()
+    for one in dis.get_instructions(code):
+        line = one.starts_line if type(one.starts_line) is int else (one.positions and one.positions.lineno) or line
+        if one.opname == "STORE_DEREF" and one.argval == "busy":
+            lines.add(line - code.co_firstlineno)
+    assert (min(lines), max(lines) + 1) == (fastpath._USING.start, fastpath._USING.stop)
+
+
+# Asking whether an append was interrupted looked at the variables of its frame. Up to Python 3.12 a trace function's
+# next return then put back what they had been, the closure's too: events of other threads were overwritten.
+def test_asking_for_an_append_of_a_traced_thread_changes_nothing(tmp_path: Path) -> None:
+    exporter = JSONLExporter(tmp_path, janitor=False)
+    exporter.emit({"worker": 0, "seq": 0})
+    code, asked = append_code(tmp_path), []
+
+    def trace(frame: types.FrameType, event: str, argument: object) -> Any:
+        if frame.f_code is not code:
+            return None
+        if event == "line" and not asked:
+            asked.append(exporter._writer._session._fast.is_append(frame))
+            other = threading.Thread(target=exporter.emit, args=({"worker": 1, "seq": 0},))
+            other.start()
+            other.join(60)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        exporter.emit({"worker": 0, "seq": 1})
+    finally:
+        sys.settrace(before)
+    assert asked == [False]
+    assert exporter.close()
+    check_log(tmp_path, {0: 2, 1: 1})
 
 
 def test_trace_functions_in_the_middle_of_appends_cost_nothing(tmp_path: Path) -> None:
