@@ -430,8 +430,8 @@ class Session:
 
 
 def _is_of(frame: FrameType, session: Session) -> bool:
-    names = frame.f_locals
-    return frame.f_code.co_filename == __file__ and names.get("self") is session
+    # _alone never changes its variables, so it does no harm to look at them: see fastpath.is_append.
+    return frame.f_code.co_filename == __file__ and frame.f_locals.get("self") is session
 
 
 def _flush_spools(paths: StreamPaths, settings: Settings, timeout_s: float) -> bool:
