@@ -45,11 +45,10 @@ def test_nothing_can_come_between_the_swap_and_the_end_of_an_append(tmp_path: Pa
 
 
 def test_an_append_is_known_by_the_lines_between_its_first_store_of_busy_and_its_last(tmp_path: Path) -> None:
-    code, line, lines = append_code(tmp_path), 0, set()
-    for one in dis.get_instructions(code):
-        line = one.starts_line if type(one.starts_line) is int else (one.positions and one.positions.lineno) or line
-        if one.opname == "STORE_DEREF" and one.argval == "busy":
-            lines.add(line - code.co_firstlineno)
+    code = append_code(tmp_path)
+    stores = [one for one in dis.get_instructions(code) if one.opname == "STORE_DEREF" and one.argval == "busy"]
+    numbers = [one.positions.lineno for one in stores if one.positions is not None]
+    lines = [number - code.co_firstlineno for number in numbers if number is not None]
     assert (min(lines), max(lines) + 1) == (fastpath._USING.start, fastpath._USING.stop)
 
 
