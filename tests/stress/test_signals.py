@@ -571,7 +571,7 @@ def throw_twice(log: Log) -> None:
     raise Interrupted
 
 
-@pytest.mark.parametrize("act", [throw, throw_twice])
+@pytest.mark.parametrize("act", [throw, pytest.param(throw_twice, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_exception_thrown_at_any_moment_leaves_the_session_usable(
     tmp_path: Path, scenario: Scenario, act: Callable[[Log], object]
@@ -580,7 +580,7 @@ def test_exception_thrown_at_any_moment_leaves_the_session_usable(
 
 
 # A process that was interrupted in a flush and is idle since would stop all others.
-@pytest.mark.parametrize("act", [throw, throw_twice])
+@pytest.mark.parametrize("act", [throw, pytest.param(throw_twice, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("scenario", [flushing_by_size, flushing, rotating])
 def test_exception_thrown_at_any_moment_leaves_the_directory_lock_free(
     tmp_path: Path, scenario: Scenario, act: Callable[[Log], object]
@@ -627,7 +627,7 @@ def close(log: Log) -> None:
     log.exporter.close()
 
 
-@pytest.mark.parametrize("act", [use_everything, close])
+@pytest.mark.parametrize("act", [use_everything, pytest.param(close, marks=pytest.mark.sweep)])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_handler_may_use_the_exporter_at_any_moment(
     tmp_path: Path, scenario: Scenario, act: Callable[[Log], object]
