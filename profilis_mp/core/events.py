@@ -7,9 +7,10 @@ nanoseconds, and durations are in nanoseconds too:
     FN   ts_ns, trace_id, span_id, kind, fn, dur_ns, error
     DB   ts_ns, trace_id, span_id, kind, query, dur_ns, rows
 
-The ids are the current span's, or fresh ones outside of any. Further keywords are appended; one that names a key above
-replaces its value. ``parent_span_id`` is one of these: of an event that is a span of its own (a request, a profiled
-function) and has a parent. Other events have the ids of the span they are in, whose event has its parent.
+The ids are the current span's, or fresh ones outside of any, where they are not given. Further keywords are appended;
+one that names a key above replaces its value. ``parent_span_id`` is one of these: of an event that is a span of its own
+(a request, a profiled function) and has a parent. Other events have the ids of the span they are in, whose event has
+its parent.
 
     >>> event = db_event("SELECT 1", 5_000, 1, db_vendor="sqlite")
     >>> list(event)
@@ -28,16 +29,19 @@ __all__ = ["Event", "db_event", "fn_event", "req_event"]
 Event: TypeAlias = dict[str, Any]
 
 
-def req_event(route: str, status: int, dur_ns: int, **extra: Any) -> Event:
+def req_event(
+    route: str, status: int, dur_ns: int, *, trace_id: str | None = None, span_id: str | None = None, **extra: Any
+) -> Event:
     """Return a REQ event: one request answered.
 
     Args:
         route: The route's template, so that requests for different things of one kind count together.
         status: The HTTP status.
         dur_ns: How long it took, nanoseconds.
+        trace_id, span_id: Of the request's span.
         extra: Further keys.
     """
-    event = _begin("REQ")
+    event = _begin("REQ", trace_id, span_id)
     event["route"] = route
     event["status"] = status
     event["dur_ns"] = dur_ns
@@ -46,16 +50,25 @@ def req_event(route: str, status: int, dur_ns: int, **extra: Any) -> Event:
     return event
 
 
-def fn_event(name: str, dur_ns: int, error: bool = False, **extra: Any) -> Event:
+def fn_event(
+    name: str,
+    dur_ns: int,
+    error: bool = False,
+    *,
+    trace_id: str | None = None,
+    span_id: str | None = None,
+    **extra: Any,
+) -> Event:
     """Return an FN event: one call of a function.
 
     Args:
         name: The function's name (key ``fn``).
         dur_ns: How long it took, nanoseconds.
         error: Whether it raised.
+        trace_id, span_id: Of the call's span.
         extra: Further keys.
     """
-    event = _begin("FN")
+    event = _begin("FN", trace_id, span_id)
     event["fn"] = name
     event["dur_ns"] = dur_ns
     event["error"] = error
@@ -64,7 +77,16 @@ def fn_event(name: str, dur_ns: int, error: bool = False, **extra: Any) -> Event
     return event
 
 
-def db_event(query: str, dur_ns: int, rows: int, *, db_vendor: str | None = None, **extra: Any) -> Event:
+def db_event(
+    query: str,
+    dur_ns: int,
+    rows: int,
+    *,
+    db_vendor: str | None = None,
+    trace_id: str | None = None,
+    span_id: str | None = None,
+    **extra: Any,
+) -> Event:
     """Return a DB event: one query.
 
     Args:
@@ -72,9 +94,10 @@ def db_event(query: str, dur_ns: int, rows: int, *, db_vendor: str | None = None
         dur_ns: How long it took, nanoseconds.
         rows: How many rows it returned or changed.
         db_vendor: The database; the key is left out where this is None.
+        trace_id, span_id: Of the span that it ran in.
         extra: Further keys.
     """
-    event = _begin("DB")
+    event = _begin("DB", trace_id, span_id)
     event["query"] = query
     event["dur_ns"] = dur_ns
     event["rows"] = rows
@@ -85,7 +108,9 @@ def db_event(query: str, dur_ns: int, rows: int, *, db_vendor: str | None = None
     return event
 
 
-def _begin(kind: str) -> Event:
-    span = current_span()
-    trace_id, span_id = new_ids() if span is None else (span.trace_id, span.span_id)
+def _begin(kind: str, trace_id: str | None, span_id: str | None) -> Event:
+    if trace_id is None or span_id is None:
+        span = current_span()
+        ids = new_ids() if span is None else span
+        trace_id, span_id = trace_id or ids[0], span_id or ids[1]
     return {"ts_ns": time_ns(), "trace_id": trace_id, "span_id": span_id, "kind": kind}

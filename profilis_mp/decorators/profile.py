@@ -24,7 +24,7 @@ from time import perf_counter_ns
 from typing import Any, TypeAlias, TypeVar
 
 from profilis_mp.core.contained import contain
-from profilis_mp.core.context import Span, current_span, new_span_id, new_trace_id, use_span
+from profilis_mp.core.context import Span, current_span, in_span, new_span_id, new_trace_id, use_span
 from profilis_mp.core.emitter import Emitter
 from profilis_mp.core.events import fn_event
 from profilis_mp.errors import ConfigError
@@ -187,7 +187,7 @@ class _Steps:
         trace_id = before.trace_id if before else new_trace_id()
         self.span = Span(trace_id, new_span_id(), before.span_id if before else None)
         self.spent_ns = 0
-        self._use = use_span(trace_id, self.span.span_id, parent_span_id=self.span.parent_span_id)
+        self._use = in_span(self.span)
 
     def __enter__(self) -> None:
         self._use.__enter__()
@@ -201,10 +201,8 @@ class _Steps:
 def _report(emitter: Emitter, name: str, span: Span, dur_ns: int, error: BaseException | None = None) -> None:
     try:
         failed = error is not None and not isinstance(error, GeneratorExit)
-        event = fn_event(name, dur_ns, failed)
         # Of the call, whatever span its code has left behind as the current one.
-        event["trace_id"] = span.trace_id
-        event["span_id"] = span.span_id
+        event = fn_event(name, dur_ns, failed, trace_id=span.trace_id, span_id=span.span_id)
         if failed:
             event["exception_type"] = type(error).__name__
         if span.parent_span_id is not None:

@@ -103,8 +103,8 @@ class Reporter:
                 perf_counter_ns() - request.began,
                 trace_id=request.trace_id,  # not the current span's: that may be another by now
                 span_id=request.span_id,
-                method=request.method,
             )
+            event["method"] = request.method
             if request.route == UNMATCHED:
                 event["path"] = request.path
             if request.exception_type is not None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from profilis_mp.core.context import new_ids, use_span
+from profilis_mp.core.context import Span, in_span, new_ids
 from profilis_mp.core.traceparent import parse_traceparent
 
 __all__ = ["UNMATCHED", "Request"]
@@ -59,7 +59,7 @@ class Request:
         self.parent_span_id: str | None = None
         if caller is not None:
             self.trace_id, self.parent_span_id = caller
-        self.span = use_span(self.trace_id, self.span_id, parent_span_id=self.parent_span_id)
+        self.span = in_span(Span(self.trace_id, self.span_id, self.parent_span_id))
         self.find_route = find_route
         self.route = UNMATCHED
         self.status: int | None = None  # None: no answer has begun

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import ctypes
+import itertools
 import os
 import re
 import threading
@@ -17,6 +18,7 @@ from profilis_mp.core.context import (
     get_parent_span_id,
     get_span_id,
     get_trace_id,
+    new_ids,
     new_span_id,
     new_trace_id,
     use_span,
@@ -93,10 +95,24 @@ def test_a_generator_closed_in_another_context_leaves_that_one_alone() -> None:
         assert get_trace_id() == "t"
 
 
-def ids_of_a_child(fork: Callable[[], int]) -> list[str]:
+def test_no_id_is_drawn_twice_by_threads() -> None:
+    drawn: list[list[tuple[str, str]]] = [[] for _ in range(4)]
+    threads = [threading.Thread(target=lambda mine=mine: mine.extend(new_ids() for _ in range(5000))) for mine in drawn]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    traces, spans = zip(*itertools.chain(*drawn), strict=True)
+    assert len(set(traces)) == len(set(spans)) == 20_000
+
+
+def ids_of_descendants(fork: Callable[[], int], generations: int) -> list[str]:
+    """What a child draws, and its child, and so on, each after its fork and before its own."""
     receiving, sending = os.pipe()
     if fork() == 0:
-        os.write(sending, f"{new_trace_id()} {new_span_id()}".encode())
+        own = f"{new_trace_id()} {new_span_id()}"
+        others = ids_of_descendants(fork, generations - 1) if generations > 1 else []
+        os.write(sending, " ".join([own, *others]).encode())
         os._exit(0)
     os.close(sending)
     with os.fdopen(receiving) as pipe:
@@ -108,5 +124,7 @@ def ids_of_a_child(fork: Callable[[], int]) -> list[str]:
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["os.fork", "without hooks"])
 def test_forked_children_have_ids_of_their_own(fork: Callable[[], int]) -> None:
-    traces, spans = zip(*[ids_of_a_child(fork) for _ in range(4)], strict=True)
-    assert len(set(traces)) == len(set(spans)) == 4
+    own = [new_trace_id(), new_span_id()]  # and so there are some drawn ahead
+    ids = [one for _ in range(4) for one in ids_of_descendants(fork, 2)]
+    ids += [*own, new_trace_id(), new_span_id()]
+    assert len(ids) == len(set(ids)) == 4 * 2 * 2 + 4
