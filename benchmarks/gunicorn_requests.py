@@ -1,11 +1,12 @@
 """How many requests per second does a real gunicorn answer, with and without an event per request?
 
 Workload: gunicorn, 2 sync workers, a Flask application that asks SQLite twice and renders a page of 20 rows
-(`gunicorn_app`); wrk with 4 connections. All servers are up all the time, and are asked in turn, round by round; this
-package's two twice in each round, between two turns of the one without events, against whose mean they are compared.
+(`gunicorn_app`); wrk with 4 connections. All servers are up all the time, and are asked in turn, round by round.
 "ProfilisFlask" is this package's adapter, which opens a span and gives each request its trace id; "enqueue" and the
-peers log one event from the same before_request and after_request hooks. Peers with a queue run with --preload, so that
-the master has it.
+peers log one event from the same two hooks (before_request and after_request). Flask takes its time to call those,
+whoever logs there: "hooks, event thrown away" says how much. So there are two comparisons: with the application as it
+is, and with its hooks but nobody who writes. This package's two are asked twice in each round, between two turns of
+what they are compared with, of which the mean counts. Peers with a queue run with --preload, so that the master has it.
 
 On two cores wrk takes its share of them, the same for everybody. "CPU per request" is what the workers used, as the
 kernel counts it: it hardly depends on what else the machine does. Events are counted against those requests.
@@ -43,10 +44,13 @@ from peers import (
 from profilis_mp import recover
 
 SECONDS = 1
+BARE, HOOKS = "no event", "hooks, event thrown away"
+FLASK, ENQUEUE = "profilis_mp, ProfilisFlask", "profilis_mp enqueue, in hooks"
 SERVERS = {
-    "no event": ("", None),
-    "profilis_mp, ProfilisFlask": ("flask", None),
-    "profilis_mp enqueue, in hooks": ("Collector", Collector),
+    BARE: ("", None),
+    HOOKS: ("hooks", None),
+    FLASK: ("flask", None),
+    ENQUEUE: ("Collector", Collector),
     "orjson + O_APPEND write": ("Appended", Appended),
     "concurrent-log-handler": ("ConcurrentLogHandler", ConcurrentLogHandler),
     "loguru, enqueue=True": ("Loguru", Loguru),
@@ -54,7 +58,6 @@ SERVERS = {
     "stdlib RotatingFileHandler": ("StdlibRotating", StdlibRotating),
     "profilis collector": ("Profilis", Profilis),
 }
-OURS = ("profilis_mp, ProfilisFlask", "profilis_mp enqueue, in hooks")
 
 
 @contextlib.contextmanager
@@ -129,7 +132,7 @@ def main() -> None:
         return
     there = {name: one for name, one in SERVERS.items() if one[1] is None or available(one[1])}
     rates: dict[str, list[float]] = {name: [] for name in there}
-    ratios: dict[str, list[float]] = {name: [] for name in there}
+    ratios: dict[tuple[str, str], list[float]] = {(name, base): [] for name in there for base in (BARE, HOOKS)}
     p99s: dict[str, list[float]] = {name: [] for name in there}
     costs: dict[str, list[float]] = {name: [] for name in there}
     asked: dict[str, int] = dict.fromkeys(there, 1)  # the one that waited for the server
@@ -148,41 +151,48 @@ def main() -> None:
             asked[name] += requests
             return rate
 
+        def compare(name: str, base: str, times: int) -> None:
+            # One of the base before and after each: the machine's mood changes more slowly than that.
+            before = turn(base)
+            for _ in range(times):
+                rate = turn(name)
+                after = turn(base)
+                ratios[name, base].append(2 * rate / (before + after))
+                before = after
+
         for name in there:
             asked[name] += load(ports[name][0], 1)[2]
         for _ in range(ROUNDS):
-            # One without before and after each: the machine's mood changes more slowly than that.
-            before = turn("no event")
-            for name in (*OURS, *OURS):
-                rate = turn(name)
-                after = turn("no event")
-                ratios[name].append(2 * rate / (before + after))
-                before = after
+            compare(FLASK, BARE, 2)
+            compare(HOOKS, BARE, 1)
+            compare(ENQUEUE, HOOKS, 2)
+            hooks = rates[HOOKS][-1]
             for name in there:
-                if name not in OURS and name != "no event":
-                    ratios[name].append(turn(name) / before)
+                if name not in (BARE, HOOKS, FLASK, ENQUEUE):
+                    ratios[name, HOOKS].append(turn(name) / hooks)
         stack.close()
         rows = []
-        for number, (name, (logger, _)) in enumerate(SERVERS.items()):
+        for number, (name, (_, kind)) in enumerate(SERVERS.items()):
             if name not in there:
-                rows.append([name, *["not installed"] * 5])
+                rows.append([name, *["not installed"] * 6])
                 continue
-            if "profilis_mp" in name:
+            if name in (FLASK, ENQUEUE):
                 recover(f"{directory}/{number}")
-            events = sum(b'"REQ"' in line for line in lines_in(f"{directory}/{number}")) if logger else 0
+            events = sum(b'"REQ"' in line for line in lines_in(f"{directory}/{number}"))
             # wrk leaves at most its open connections unanswered at the end of each turn.
-            share = f"{100 * min(events / asked[name], 1):.1f} %" if logger else ""
-            ratio = spread(ratios[name], ".3f") if ratios[name] else ""
+            share = f"{100 * min(events / asked[name], 1):.1f} %" if kind is not None or name == FLASK else ""
+            against = [spread(ratios[name, base], ".3f") if ratios[name, base] else "" for base in (BARE, HOOKS)]
             cost = spread(costs[name], ".0f")
-            rows.append([name, spread(rates[name], ".0f"), ratio, cost, spread(p99s[name], ".1f"), share])
+            rows.append([name, spread(rates[name], ".0f"), *against, cost, spread(p99s[name], ".1f"), share])
             report.figures[name] = {
                 "cpu_us": statistics.median(costs[name]),
                 "per_s": statistics.median(rates[name]),
-                "ratio": statistics.median(ratios[name] or [1.0]),
+                **{f"against {base}": statistics.median(r) for base in (BARE, HOOKS) if (r := ratios[name, base])},
                 "events": events,
                 "requests": asked[name],
             }
-    report.table(["", "requests/s", "against no event", "CPU per request, us", "p99, ms", "events on disk"], rows)
+    head = ["requests/s", f"against {BARE}", "against hooks alone", "CPU per request, us", "p99, ms", "events on disk"]
+    report.table(["", *head], rows)
     report.save()
 
 

@@ -1,9 +1,9 @@
 """What is lost when half of the processes are killed with ``kill -9``, and do the others go on?
 
 Workload: 8 processes write as fast as they can, with rotation at 256 KiB, so that kills meet rotations. Each notes, in
-memory that outlives it, how many of its calls have returned. Half of them are killed at a random moment each; the
-others go on for a while, and are then asked to end. A survivor that has not got on for two seconds is frozen, and is
-killed at the end. Then everything on disk is read.
+memory that outlives it, how many of its calls have returned. Half of them are killed at a random moment each, soon
+enough that the fastest is still at it; the others go on for a while, and are then asked to end. A survivor that has not
+got on for two seconds is frozen, and is killed at the end. Then everything on disk is read.
 
 Lost: calls that had returned, and whose event is not on disk. ("Of survivors" are those of processes that were never
 killed: a queue whose reader was lost, or a file that somebody else renamed.) Torn: lines that do not parse.
@@ -29,9 +29,10 @@ from profilis_mp import recover
 PROCESSES = 8
 KILLED = PROCESSES // 2
 ROTATE_BYTES = 256 * 1024
-BEFORE_S = 0.4
-AFTER_S = 0.3
+BEFORE_S = 0.15
+AFTER_S = 0.15
 FROZEN_S = 2.0
+HUNG_S = 12.0
 MOST = 60_000  # events of one process: the memory of those who count must end somewhere
 
 
@@ -89,7 +90,7 @@ def one_run(kind: type[Peer], seed: int) -> Outcome:
     with scratch() as directory:
         returned = Shared(PROCESSES)
         try:
-            frozen = played(partial(host, kind, directory, returned, seed), 30.0)
+            frozen = played(partial(host, kind, directory, returned, seed), HUNG_S)
         except RuntimeError:  # the parent itself hangs: nobody gets on
             frozen = PROCESSES - KILLED
         if kind in OURS:
