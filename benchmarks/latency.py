@@ -24,9 +24,9 @@ from common import ROUNDS, Report, ended, event, few, scratch, start_together
 from peers import OURS, PEERS, Appended, Buffered, ConcurrentLogHandler, Peer, Writer, available, played
 
 EVENTS = few(400_000)  # of all processes together, for the fast
-LEAST = few(3_000)
+LEAST = few(4_000)
 PACE_S = 1 / 500
-PACED_EVENTS = few(300)  # per process
+PACED_EVENTS = few(200)  # per process
 SITUATIONS = {"saturated, 1 process": (1, False), "saturated, 8 processes": (8, False), "paced, 4 processes": (4, True)}
 SHARES = (("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0))
 

@@ -145,7 +145,7 @@ class Appended(Peer):
     """The other bound: one os.write per event to one O_APPEND file."""
 
     name = "orjson + O_APPEND write"
-    share = 0.15
+    share = 0.09
     bound = True
 
     def writer(self) -> Writer:
@@ -186,7 +186,7 @@ class ConcurrentLogHandler(Peer):
     """concurrent-log-handler, made in each process as its README asks for."""
 
     name = "concurrent-log-handler"
-    share = 0.01
+    share = 0.006
     gzip = False
 
     def writer(self) -> Writer:
@@ -209,7 +209,7 @@ class Loguru(Peer):
     """loguru with enqueue=True, added before the fork and inherited; workers call complete() at their end."""
 
     name = "loguru, enqueue=True"
-    share = 0.005
+    share = 0.003
 
     def __init__(self, directory: str, rotate_bytes: int = 10 * 1024 * 1024) -> None:
         super().__init__(directory, rotate_bytes)
@@ -234,7 +234,7 @@ class StdlibQueue(Peer):
     """logging.handlers.QueueHandler into a multiprocessing.Queue, a QueueListener in the parent."""
 
     name = "stdlib queue + listener"
-    share = 0.01
+    share = 0.006
 
     def __init__(self, directory: str, rotate_bytes: int = 10 * 1024 * 1024) -> None:
         super().__init__(directory, rotate_bytes)
@@ -261,7 +261,7 @@ class StdlibRotating(Peer):
     """logging.handlers.RotatingFileHandler in every process, which its documentation warns of and many do."""
 
     name = "stdlib RotatingFileHandler"
-    share = 0.03
+    share = 0.018
 
     def writer(self) -> Writer:
         handler = logging.handlers.RotatingFileHandler(self.path, maxBytes=self.rotate_bytes, backupCount=50)
@@ -272,7 +272,7 @@ class Profilis(Peer):
     """profilis: its AsyncCollector on its JSONLExporter, with their defaults, one directory for all processes."""
 
     name = "profilis collector"
-    share = 0.1
+    share = 0.06
 
     def writer(self) -> Writer:
         from profilis.core.async_collector import AsyncCollector as TheirCollector

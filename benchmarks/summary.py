@@ -24,7 +24,7 @@ GOALS: list[Goal] = [
             True,
             "throughput",
             lambda figures, processes=processes: figures[f"{ENQUEUE} / {BOUND}, P={processes}"],
-            ".2f",
+            ".3f",
         )
         for processes in (1, 4, 16)
     ),
