@@ -48,15 +48,15 @@ class ProfilisCelery:
 
         >>> from celery import Celery
         >>> from profilis_mp.core.async_collector import AsyncCollector
-        >>> app, events = Celery("shop", set_as_current=False), []
+        >>> app, events = Celery("sums", set_as_current=False), []
         >>> profilis = ProfilisCelery(app, collector=AsyncCollector(events.extend), exclude_tasks=["celery"])
-        >>> @app.task(name="shop.add")
+        >>> @app.task(name="sums.add")
         ... def add(x, y):
         ...     return x + y
         >>> add.apply((2, 3)).get(), profilis.collector.close()
         (5, True)
         >>> [(event["fn"], event["state"], event["error"]) for event in events]
-        [('shop.add', 'SUCCESS', False)]
+        [('sums.add', 'SUCCESS', False)]
 
     Make one in the module that makes the application; tasks may come before or after. In a process that only sends
     tasks (a web process) it carries the current span along, and writes nothing. Whatever fails here is logged and

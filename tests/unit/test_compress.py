@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from raw_files import open_descriptors
 
 from profilis_mp.compression import compressor, open_compressed
 from profilis_mp.janitor.compress import NotCompressed, Stopped, compress, is_leftover
@@ -141,13 +142,13 @@ def test_a_pipe_in_the_way_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_nothing_stays_open(tmp_path: Path) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_descriptors(tmp_path)
     for number in (1, 7, 400):
         segment = segment_in(tmp_path)
         with contextlib.suppress(Stopped):
             compress(segment, ".gz", 1, at_look(number, lambda: True))
         (tmp_path / f"{NAME}.gz").unlink(missing_ok=True)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors(tmp_path) == before
 
 
 def at_look(number: int, act: Callable[[], object]) -> Callable[[], bool]:

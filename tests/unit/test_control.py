@@ -160,13 +160,13 @@ def test_shorter_name_in_a_slot_hides_the_longer_one_before_it(path: Path) -> No
 @pytest.mark.parametrize("length", [0, 1, 100, 512, 4095])
 def test_file_cut_short_is_no_control_file(path: Path, length: int) -> None:
     control = create(path)
-    before = open_descriptors()
+    before = open_descriptors(path.parent)
     assert control.is_in_place()
     os.truncate(path, length)
     assert not control.is_in_place()
     with pytest.raises(BadControl, match=str(length)):
         Control(str(path))
-    assert open_descriptors() <= before
+    assert open_descriptors(path.parent) <= before
     control.close()
 
 
@@ -193,13 +193,13 @@ def test_word_that_no_control_file_can_hold_is_found(path: Path, offset: int, va
     control.advance(2, MOMENT, FIRST)
     set_word(path, SLOTS[0] + GENERATION, 0)
     control.close()
-    before = open_descriptors()
+    before = open_descriptors(path.parent)
     set_word(path, offset, value)
     content = path.read_bytes()
     with pytest.raises(BadControl):
         Control(str(path))
     assert path.read_bytes() == content
-    assert open_descriptors() <= before
+    assert open_descriptors(path.parent) <= before
 
 
 @pytest.mark.parametrize(
@@ -311,14 +311,14 @@ def test_remains_of_an_unfinished_file_are_written_over(tmp_path: Path) -> None:
 def test_missing_file_directory_and_pipe_are_no_control_files(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    before = open_descriptors()
+    before = open_descriptors(tmp_path)
     with pytest.raises(FileNotFoundError):
         Control(f"{tmp_path}/nothing")
     with pytest.raises(IsADirectoryError):
         Control(f"{tmp_path}/directory")
     with pytest.raises(BadControl):
         Control(f"{tmp_path}/pipe")
-    assert open_descriptors() <= before
+    assert open_descriptors(tmp_path) <= before
 
 
 def test_file_that_was_removed_or_replaced_is_not_in_place(path: Path) -> None:

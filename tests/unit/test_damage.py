@@ -376,7 +376,7 @@ def test_healing_again_and_again_leaks_no_descriptor(make: MakeWriter, logs: Pat
         forget_what_was_moved(logs)
         writer.write(b"line\n")
         assert writer.flush()
-        return open_descriptors()
+        return open_descriptors(logs.parent)
 
     counts = [once() for _ in range(6)]
     assert counts[-1] <= counts[1], counts

@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import pytest
 from processes import fork, reap, wait_until
+from raw_files import open_descriptors
 
 from profilis_mp import (
     ConfigError,
@@ -811,15 +812,14 @@ def test_follower_goes_on_when_the_directory_is_replaced(tmp_path: Path) -> None
 
 def test_closed_reader_has_no_more_events_and_no_open_files(tmp_path: Path) -> None:
     write_segments(tmp_path, lines_of(numbered(10)))
-    before = os.listdir("/proc/self/fd")
     with read_events(tmp_path) as reader:
         assert next(reader) == {"kind": "FN", "seq": 0}
-        assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+        assert open_descriptors(tmp_path) == 1
     assert list(reader) == []
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors(tmp_path) == 0
     reader.close()
     read_events(tmp_path, unflushed=True).close()
-    assert os.listdir("/proc/self/fd") == before
+    assert open_descriptors(tmp_path) == 0
 
 
 # A directory that changes while it is listed may show a younger segment and not the elder one, and of one that is being

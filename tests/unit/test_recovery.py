@@ -161,14 +161,14 @@ def test_spools_of_the_dead_are_drained_and_removed_and_counted(logs: Path) -> N
     records = [b"record of %d\n" % number for number in range(5)]
     for record in records:
         leave_dead_spool(logs, record)
-    before = open_descriptors()
+    before = open_descriptors(logs)
     report = recover(logs)
     assert report == RecoveryReport(
         str(logs), streams=[NAMES.stream], dead_spools=5, flushed_bytes=sum(map(len, records))
     )
     assert sorted(contents(logs)[0].splitlines(keepends=True)) == records
     assert spools_of(logs) == []
-    assert open_descriptors() <= before
+    assert open_descriptors(logs) <= before
     assert recover(logs) == RecoveryReport(str(logs), streams=[NAMES.stream])
 
 
@@ -639,7 +639,7 @@ def test_lock_that_another_process_holds_is_a_failure_and_nothing_is_lost(logs: 
 
     with running(hold):
         taken.wait()
-        before = open_descriptors()
+        before = open_descriptors(logs)
         for timeout_s in (0.0, 0.01):
             report = recover(logs, timeout_s=timeout_s)
             assert (report.finished_flushes, report.dead_spools, report.flushed_bytes) == (0, 0, 0)
@@ -647,7 +647,7 @@ def test_lock_that_another_process_holds_is_a_failure_and_nothing_is_lost(logs: 
             assert paths_of(logs).state in report.failures[0]
             assert "locked by another process" in report.failures[0]
         assert contents(logs) == [LINES[:3]]
-        assert open_descriptors() <= before
+        assert open_descriptors(logs) <= before
     report = recover(logs)
     assert (report.failures, report.finished_flushes) == ([], 1)
     assert contents(logs) == [LINES]

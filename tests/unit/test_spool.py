@@ -123,11 +123,11 @@ def test_ids_differ_even_in_forks_of_one_process(tmp_path: Path) -> None:
 
 
 def test_spool_that_cannot_be_allocated_leaves_nothing_behind(tmp_path: Path) -> None:
-    before = open_descriptors()
+    before = open_descriptors(tmp_path)
     with pytest.raises(OSError, match=r"\[Errno"):
         create(tmp_path, capacity=1 << 55)
     assert list(tmp_path.iterdir()) == []
-    assert open_descriptors() <= before
+    assert open_descriptors(tmp_path) <= before
 
 
 def test_spool_in_a_directory_that_is_gone_is_an_error_not_an_endless_retry(tmp_path: Path) -> None:
@@ -462,11 +462,11 @@ def test_spool_taken_for_a_dead_ones_remains_while_it_is_created_is_created_agai
 @pytest.mark.parametrize("length", [0, 1, 100, 4095, 4096])
 def test_file_too_short_for_a_record_is_no_spool(tmp_path: Path, length: int) -> None:
     path = path_of(create(tmp_path))
-    before = open_descriptors()
+    before = open_descriptors(tmp_path)
     os.truncate(path, length)
     with pytest.raises(BadSpool, match=str(length)):
         Spool.open(str(path))
-    assert open_descriptors() <= before
+    assert open_descriptors(tmp_path) <= before
 
 
 @pytest.mark.parametrize(
@@ -495,12 +495,12 @@ def test_file_too_short_for_a_record_is_no_spool(tmp_path: Path, length: int) ->
 )
 def test_word_that_no_spool_can_hold_is_found(tmp_path: Path, offset: int, value: int) -> None:
     path = path_of(create(tmp_path, b"line\n"))
-    before, content = open_descriptors(), path.read_bytes()
+    before, content = open_descriptors(tmp_path), path.read_bytes()
     set_word(path, offset, value)
     with pytest.raises(BadSpool):
         Spool.open(str(path))
     assert path.read_bytes() == content[:offset] + struct.pack("=Q", value) + content[offset + 8 :]
-    assert open_descriptors() <= before
+    assert open_descriptors(tmp_path) <= before
 
 
 def test_spool_of_another_version_is_no_spool(tmp_path: Path) -> None:
@@ -588,14 +588,14 @@ def test_symlink_in_the_place_of_a_spool_is_not_followed(tmp_path: Path) -> None
 def test_directory_pipe_and_nothing_are_no_spools(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    before = open_descriptors()
+    before = open_descriptors(tmp_path)
     with pytest.raises(IsADirectoryError):
         Spool.open(str(tmp_path / "directory"))
     with pytest.raises(BadSpool):
         Spool.open(str(tmp_path / "pipe"))
     with pytest.raises(FileNotFoundError):
         Spool.open(str(tmp_path / "nothing"))
-    assert open_descriptors() <= before
+    assert open_descriptors(tmp_path) <= before
 
 
 @pytest.mark.parametrize(

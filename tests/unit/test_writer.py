@@ -163,7 +163,7 @@ def test_what_is_not_bytes_is_a_type_error_and_writes_nothing(make: MakeWriter, 
 
 def test_close_flushes_and_leaves_no_spool_no_thread_and_no_descriptor(make: MakeWriter) -> None:
     gc.collect()
-    threads, descriptors = running_threads(), open_descriptors()
+    threads = running_threads()
     writer = make()
     writer.write(b"line\n")
     (helper,) = running_threads() - threads
@@ -171,7 +171,7 @@ def test_close_flushes_and_leaves_no_spool_no_thread_and_no_descriptor(make: Mak
     assert contents(writer.dir) == [b"line\n"]
     assert spool_files(writer) == []
     wait_until(lambda: helper not in running_threads())
-    assert open_descriptors() <= descriptors
+    assert open_descriptors(writer.dir) == 0
 
 
 def test_close_twice_is_closed(make: MakeWriter) -> None:
@@ -250,7 +250,7 @@ def test_closing_and_writing_again_and_again_leaks_no_descriptor(make: MakeWrite
         writer.write(b"opaque")
         writer.rotate()
         writer.close()
-        return open_descriptors()
+        return open_descriptors(writer.dir)
 
     once()
     before = once()
@@ -266,7 +266,7 @@ def test_segment_sealed_by_another_process_leaves_no_descriptor_open(make: MakeW
         writer.write(b"line\n")
         assert writer.flush()
         other.rotate()
-        counts.append(open_descriptors())
+        counts.append(open_descriptors(writer.dir))
     assert counts[-1] <= counts[2], counts
 
 
