@@ -1,7 +1,7 @@
 """The Flask application that `gunicorn_requests` runs: a query and a page, with one event per request, or none.
 
-What writes the event is named by the environment: ``BENCH_LOGGER`` is a class of `peers`, ``hooks`` for the same hooks
-with nobody to write, ``flask`` for this package's own adapter (spans, trace ids and all), or nothing.
+What writes the event is named by the environment: ``BENCH_LOGGER`` is a class of `peers`, or ``flask`` for this
+package's own adapter (spans, trace ids and all), or nothing.
 """
 
 from __future__ import annotations
@@ -66,8 +66,6 @@ if logger == "flask":
     from profilis_mp.flask.adapter import ProfilisFlask
 
     ProfilisFlask(app, collector=AsyncCollector(JSONLExporter(os.environ["BENCH_LOGS"])))
-elif logger == "hooks":
-    log_requests(lambda event: None)
 elif logger:
     kind: type[peers.Peer] = getattr(peers, logger)
     peer = kind(os.environ["BENCH_LOGS"])  # with --preload in the master, whose worker processes inherit its queue

@@ -34,6 +34,7 @@ from peers import (
     Collector,
     ConcurrentLogHandler,
     Loguru,
+    Nothing,
     Profilis,
     StdlibQueue,
     StdlibRotating,
@@ -48,7 +49,7 @@ BARE, HOOKS = "no event", "hooks, event thrown away"
 FLASK, ENQUEUE = "profilis_mp, ProfilisFlask", "profilis_mp enqueue, in hooks"
 SERVERS = {
     BARE: ("", None),
-    HOOKS: ("hooks", None),
+    HOOKS: ("Nothing", Nothing),
     FLASK: ("flask", None),
     ENQUEUE: ("Collector", Collector),
     "orjson + O_APPEND write": ("Appended", Appended),
@@ -137,10 +138,8 @@ def main() -> None:
     costs: dict[str, list[float]] = {name: [] for name in there}
     asked: dict[str, int] = dict.fromkeys(there, 1)  # the one that waited for the server
     with scratch() as directory, contextlib.ExitStack() as stack:
-        ports = {
-            name: stack.enter_context(server(logger, f"{directory}/{number}"))
-            for number, (name, (logger, _)) in enumerate(there.items())
-        }
+        logs = {name: f"{directory}/{number}" for number, name in enumerate(there)}
+        ports = {name: stack.enter_context(server(logger, logs[name])) for name, (logger, _) in there.items()}
 
         def turn(name: str) -> float:
             used = cpu_us(ports[name])
@@ -172,15 +171,15 @@ def main() -> None:
                     ratios[name, HOOKS].append(turn(name) / hooks)
         stack.close()
         rows = []
-        for number, (name, (_, kind)) in enumerate(SERVERS.items()):
+        for name in SERVERS:
             if name not in there:
                 rows.append([name, *["not installed"] * 6])
                 continue
             if name in (FLASK, ENQUEUE):
-                recover(f"{directory}/{number}")
-            events = sum(b'"REQ"' in line for line in lines_in(f"{directory}/{number}"))
+                recover(logs[name])
+            events = sum(b'"REQ"' in line for line in lines_in(logs[name]))
             # wrk leaves at most its open connections unanswered at the end of each turn.
-            share = f"{100 * min(events / asked[name], 1):.1f} %" if kind is not None or name == FLASK else ""
+            share = f"{100 * min(events / asked[name], 1):.1f} %" if name not in (BARE, HOOKS) else ""
             against = [spread(ratios[name, base], ".3f") if ratios[name, base] else "" for base in (BARE, HOOKS)]
             cost = spread(costs[name], ".0f")
             rows.append([name, spread(rates[name], ".0f"), *against, cost, spread(p99s[name], ".1f"), share])

@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 from common import ROUNDS, Report, ended, event, few, scratch, start_together
-from peers import OURS, PEERS, Appended, Buffered, ConcurrentLogHandler, Peer, Writer, available, played
+from peers import OURS, PEERS, Appended, Buffered, ConcurrentLogHandler, Nothing, Peer, Writer, available, played
 
 EVENTS = few(400_000)  # of all processes together, for the fast
 LEAST = few(4_000)
@@ -40,16 +40,6 @@ class Dumps(Peer):
     def writer(self) -> Writer:
         dumps, option = orjson.dumps, orjson.OPT_APPEND_NEWLINE
         return lambda event: dumps(event, None, option), int
-
-
-class Nothing(Peer):
-    """Two looks at the clock and the call of an empty function."""
-
-    name = "nothing"
-    bound = True
-
-    def writer(self) -> Writer:
-        return lambda event: None, int
 
 
 def timed(log: Callable[[Any], object], worker: int, events: int, pace_s: float) -> array[int]:

@@ -39,6 +39,7 @@ __all__ = [
     "Collector",
     "ConcurrentLogHandler",
     "Exporter",
+    "Nothing",
     "Peer",
     "available",
     "lines_in",
@@ -93,6 +94,16 @@ class Peer:
 
     def finish(self) -> None:
         """Wait until everything that the workers handed over is on disk."""
+
+
+class Nothing(Peer):
+    """Throws the event away: what the caller's own loop, clock or hooks cost."""
+
+    name = "nothing"
+    bound = True
+
+    def writer(self) -> Writer:
+        return lambda event: None, int
 
 
 class Buffered(Peer):
