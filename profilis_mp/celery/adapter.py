@@ -104,8 +104,7 @@ class ProfilisCelery:
         self, name: str, dur_ns: int, failed: bool, about: dict[str, Any], state: str, exception_type: str | None
     ) -> None:
         """Emit one task's event; what fails is contained."""
-        # The ids first, which only replace those that the event has anyway; then the rest in the order above.
-        extra = {"trace_id": "", "span_id": "", "task_id": "", "state": state, **about}
+        extra = {"task_id": "", "state": state, **about}  # in the order above
         if exception_type is not None:
             extra["exception_type"] = exception_type
         try:
