@@ -8,6 +8,7 @@ import ctypes
 import itertools
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable
 
@@ -98,10 +99,15 @@ def test_a_generator_closed_in_another_context_leaves_that_one_alone() -> None:
 def test_no_id_is_drawn_twice_by_threads() -> None:
     drawn: list[list[tuple[str, str]]] = [[] for _ in range(4)]
     threads = [threading.Thread(target=lambda mine=mine: mine.extend(new_ids() for _ in range(5000))) for mine in drawn]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch_s)
     traces, spans = zip(*itertools.chain(*drawn), strict=True)
     assert len(set(traces)) == len(set(spans)) == 20_000
 
