@@ -33,8 +33,7 @@ __all__ = [
     "use_span",
 ]
 
-
-_AT_ONCE = 64
+_AT_ONCE = 64  # so many from each call of the kernel
 
 
 class Span(NamedTuple):

@@ -247,7 +247,7 @@ class Session:
             return  # each record takes the slow path, which flushes it, or looks at the time
         if spool is not None and not self._outbox.aside.used and self._has_gil:
             # Half as far again when a flush did not succeed: it is tried again, but ever more seldom. Of sixteen
-            # processes on two cores, one keeps the lock while it waits for a processor, and each try costs 15 us.
+            # processes on two cores, one keeps the lock while it waits for a processor, and each try costs 25 us.
             at_least, tail = HEADER_BYTES + self._settings.buffer_size, spool.tail
             self._fast.resume(tail, min(spool.size, max(at_least, tail + spool.used // 2)))
             if self._outbox.aside.used:
