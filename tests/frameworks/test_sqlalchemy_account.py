@@ -148,8 +148,9 @@ def test_on_postgresql_too_with_an_engine_made_before_the_fork_and_with_a_wrappe
             return lambda worker, each: connection.execute(insert, {"w": worker, "n": each}) and None
 
         def rows() -> dict[int, int]:
-            with psycopg.connect(f"host={socket} user=postgres") as database:
-                # A server process may still be at the last statement of a client that was killed.
+            with psycopg.connect(f"host={socket} user=postgres", autocommit=True) as database:
+                # A server process may still be at the last statement of a client that was killed. (Within a
+                # transaction, pg_stat_activity stays what it was at the first look.)
                 wait_until(
                     lambda: (
                         database.execute(
